@@ -1,0 +1,1 @@
+"""Looking into trained networks: `python -m analysis.cam --workdir=…` and its neighbours."""

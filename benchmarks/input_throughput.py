@@ -1,0 +1,224 @@
+"""Images per second and core of the host pipeline, against tf.data, torch + Pillow and the limit.
+
+    python -m benchmarks.input_throughput --tensorflow=TF/bin/python --torch=TORCH/bin/python
+
+All contenders work on the same generated JPEGs (470×395, about 104 KB), take turns, and are
+compared by the median over the rounds of ratios within a round. "Per core" is CPU time of the
+contender's process, all its threads included, so that other work on a shared machine changes it
+little. The peers live in environments of their own, named by their interpreters; without them
+their rows say "not installed". The table goes to benchmarks/input_throughput.md.
+"""
+
+import argparse
+import contextlib
+import datetime
+import io
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from tqdm import tqdm
+
+from benchmarks import input_contenders
+
+HEIGHT, WIDTH = 395, 470
+SCRIPT = Path(input_contenders.__file__)
+REPORT = SCRIPT.with_name("input_throughput.md")
+NOTES = "\n## What was tried"
+TITLES = {
+    "limit": "the limit: simplejpeg decodes all, nothing else",
+    "ours_rrc": "ours: random-resized crop",
+    "tf_rrc": "tf.data: decode_and_crop_jpeg + bilinear",
+    "torch_rrc": "torch DataLoader + Pillow",
+    "ours_jitter": "ours: the paper's scale augmentation",
+    "tf_jitter": "tf.data: decode, resize, crop",
+    "tf_jitter_one_step": "tf.data: the same as one decode_and_crop_jpeg + bilinear",
+    "ours_rrc_2": "ours: random-resized crop, 2 threads",
+    "limit_2": "the limit, 2 threads",
+}
+# (what, contender, against whom, goal)
+GOALS = [
+    ("random-resized crop / tf.data's best", "ours_rrc", "tf_rrc", 1.0),
+    ("scale augmentation / tf.data, two steps", "ours_jitter", "tf_jitter", 1.5),
+    ("scale augmentation / tf.data, one step", "ours_jitter", "tf_jitter_one_step", None),
+    ("random-resized crop / torch + Pillow", "ours_rrc", "torch_rrc", 2.0),
+    ("random-resized crop / the limit", "ours_rrc", "limit", 0.85),
+]
+
+
+def generate(directory: Path, number: int) -> float:
+    """Writes `number` JPEGs cut from scikit-learn's photographs; returns their mean bytes."""
+    generator = np.random.default_rng(0)
+    photographs = load_sample_images().images
+    total = 0
+    for index in range(number):
+        photograph = photographs[index % 2]
+        top = generator.integers(photograph.shape[0] - HEIGHT)
+        left = generator.integers(photograph.shape[1] - WIDTH)
+        piece = photograph[top : top + HEIGHT, left : left + WIDTH]
+        noisy = np.clip(piece + generator.normal(0, 12, piece.shape), 0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noisy).save(buffer, "JPEG", quality=92)
+        total += len(buffer.getvalue())
+        (directory / f"{index:04d}.jpg").write_bytes(buffer.getvalue())
+    return total / number
+
+
+class Worker:
+    """A contender in its own process; `versions` is None where its library is not installed."""
+
+    def __init__(self, name: str, interpreter: str, directory: Path):
+        self._process = subprocess.Popen(
+            [interpreter, str(SCRIPT), name, str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if name.startswith(("tf", "torch")) else None,
+            text=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+        answer = self._process.stdout.readline().strip()
+        self.versions = answer.removeprefix("ready ") if answer.startswith("ready") else None
+
+    def ask(self, line: str) -> str:
+        """Sends a command, waits for the answer."""
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+    def close(self) -> None:
+        """Ends the process."""
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+def measure(workers: dict[str, Worker], rounds: int) -> dict[str, np.ndarray]:
+    """Contender → [rounds, 2] CPU and wall seconds of a pass, taking turns in each round."""
+    times: dict[str, list] = {name: [] for name in workers}
+    for number in tqdm(range(rounds), desc="rounds", disable=None):
+        names = list(workers)
+        names = names[number % len(names) :] + names[: number % len(names)]
+        for name in names:
+            times[name].append([float(value) for value in workers[name].ask("run").split()])
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def psnr(workers: dict[str, Worker], directory: Path) -> dict[str, float]:
+    """Quality of each resize in dB, against Pillow's antialiased resize of the same boxes."""
+    paths = sorted(directory.glob("*.jpg"))
+    reference = np.stack(
+        [
+            Image.open(path).resize(
+                (input_contenders.SIZE,) * 2,
+                Image.Resampling.BILINEAR,
+                box=(left, top, left + width, top + height),
+            )
+            for path, (top, left, height, width) in zip(
+                paths, input_contenders.boxes(HEIGHT, WIDTH, len(paths)), strict=True
+            )
+        ]
+    ).astype(float)
+    quality = {}
+    for name in ("ours_rrc", "tf_rrc"):
+        if name in workers:
+            workers[name].ask(f"crops {directory / name}.npy")
+            error = np.mean((np.load(directory / f"{name}.npy") - reference) ** 2)
+            quality[name] = 10 * np.log10(255**2 / error)
+    return quality
+
+
+def ratio(times: dict[str, np.ndarray], name: str, other: str, column: int = 0) -> float | None:
+    """How many times faster `name` is than `other`: the median over rounds."""
+    if name not in times or other not in times:
+        return None
+    return float(np.median(times[other][:, column] / times[name][:, column]))
+
+
+def report(times, quality, images: int) -> list[str]:
+    """The tables, as Markdown lines."""
+    lines = [
+        "| contender | CPU ms/image | images/s/core | ratio to the limit |",
+        "|---|---|---|---|",
+    ]
+    for name, title in TITLES.items():
+        if name not in times:
+            lines.append(f"| {title} | not installed | | |")
+            continue
+        seconds = np.median(times[name][:, 0]) / images
+        lines.append(
+            f"| {title} | {1e3 * seconds:.2f} | {1 / seconds:,.0f} "
+            f"| {ratio(times, name, 'limit'):.2f} |"
+        )
+    lines += ["", "| ratio per core | measured | goal |", "|---|---|---|"]
+    for title, name, other, goal in GOALS:
+        value = ratio(times, name, other)
+        shown = "not installed" if value is None else f"{value:.2f}"
+        lines.append(f"| {title} | {shown} | {'' if goal is None else f'≥ {goal}'} |")
+    for title, name, goal in [("ours", "ours_rrc", "≥ 1.7"), ("the limit", "limit", "")]:
+        scaling = ratio(times, f"{name}_2", name, column=1)
+        lines.append(f"| {title}: 2 threads / 1 thread, wall clock | {scaling:.2f} | {goal} |")
+    qualities = ", ".join(f"{TITLES[n].split(':')[0]} {q:.1f} dB" for n, q in quality.items())
+    lines += [
+        "",
+        f"Resize quality (PSNR; the same boxes, resized by Pillow antialiased): {qualities}.",
+    ]
+    return lines
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the comparison and writes the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tensorflow", help="interpreter of an environment with TensorFlow")
+    parser.add_argument("--torch", help="interpreter of an environment with torch and Pillow")
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--report", type=Path, default=REPORT)
+    options = parser.parse_args(arguments)
+    interpreters = {"tf": options.tensorflow, "torch": options.torch}
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        mean_bytes = generate(directory, options.images)
+        workers = {}
+        for name in tqdm(TITLES, desc="starting", disable=None):
+            interpreter = interpreters.get(name.split("_")[0], sys.executable)
+            if interpreter:
+                worker = Worker(name, interpreter, directory)
+                if worker.versions:
+                    workers[name] = worker
+                else:
+                    worker.close()
+        load = os.getloadavg()[0]
+        times = measure(workers, options.rounds)
+        quality = psnr(workers, directory)
+        versions = sorted({part for w in workers.values() for part in w.versions.split(", ")})
+        for worker in workers.values():
+            worker.close()
+    header = [
+        "# Input throughput",
+        "",
+        f"`python -m benchmarks.input_throughput --rounds={options.rounds} "
+        f"--images={options.images}` with both peers' interpreters given, "
+        f"{datetime.date.today()}.",
+        f"Machine: {os.cpu_count()} shared {platform.machine()} cores, CPU only; load average "
+        f"{load:.1f} at the start. Python {platform.python_version()}; {', '.join(versions)}.",
+        f"{options.images} JPEGs of {WIDTH}×{HEIGHT}, {mean_bytes / 1000:.0f} KB in the mean; "
+        f"crops of {input_contenders.SIZE}; medians of {options.rounds} rounds in which the "
+        "contenders take turns.",
+        "",
+    ]
+    text = "\n".join(header + report(times, quality, options.images)) + "\n"
+    print(text)
+    # What people wrote below the tables stays.
+    before = options.report.read_text() if options.report.exists() else ""
+    _, heading, notes = before.partition(NOTES)
+    options.report.write_text(text + heading + notes)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Recipes: a config file is a few lines over `configs.common`."""

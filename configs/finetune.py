@@ -1,0 +1,32 @@
+"""A pretrained ResNet-50 on an image folder: `PATH/train/<class>/*.jpg`, `PATH/val/<class>/*.jpg`.
+
+python main.py --config=configs/finetune.py --config.dataset=folder:PATH \
+    --config.init_from=resnet50.safetensors
+
+All layers are trained, with batch normalisation's statistics frozen; `:probe` trains the head
+alone (a linear probe), `:quick` shows in twenty steps that everything works. The weights may be any
+that `models.load_weights` reads; those of Keras and Caffe need `--config.model.downsample_in=1x1`.
+"""
+
+from configs import common
+from errors import UserError
+
+
+def get_config(arg=""):
+    options = set(filter(None, arg.split(",")))
+    if options - {"probe", "quick"}:
+        raise UserError(f"config argument {arg!r}: expected 'probe', 'quick', or both.")
+    config = common.imagenet("resnet50")
+    config.update(dataset="folder:PATH", replace_head=True, batch_size=64, num_steps=2_000)
+    config.update(eval_every=500, checkpoint_every=500)
+    config.model.update(downsample_in="3x3", frozen_bn=True)  # as torchvision and timm stride
+    config.optim.update(learning_rate=0.01, schedule="cosine", warmup_steps=100)
+    config.optim.update(momentum_form="torch", nesterov=True)
+    config.augment.update(kind="random_resized_crop", area=(0.25, 1.0), pca_noise=0.0)
+    if "probe" in options:
+        config.optim.update(learning_rate=0.1, train_only="head", weight_decay=0.0)
+    if "quick" in options:
+        config.update(batch_size=16, num_steps=20, log_every=5, eval_every=20, checkpoint_every=10)
+        config.optim.warmup_steps = 2
+        config.eval.batch_size = 16
+    return config

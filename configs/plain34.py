@@ -1,0 +1,10 @@
+"""The plain twin of ResNet-34 on ImageNet (section 4.1), the paper's recipe.
+
+python main.py --config=configs/plain34.py
+"""
+
+from configs import common
+
+
+def get_config(arg=""):
+    return common.imagenet("plain34", arg)

@@ -1,0 +1,10 @@
+"""ResNet-152 on ImageNet, the paper's recipe; `:goyal` for the modern baseline.
+
+python main.py --config=configs/resnet152.py
+"""
+
+from configs import common
+
+
+def get_config(arg=""):
+    return common.imagenet("resnet152", arg)

@@ -1,0 +1,10 @@
+"""ResNet-50 on ImageNet, the paper's recipe; `:goyal` for the modern baseline.
+
+python main.py --config=configs/resnet50.py
+"""
+
+from configs import common
+
+
+def get_config(arg=""):
+    return common.imagenet("resnet50", arg)

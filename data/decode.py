@@ -1,0 +1,115 @@
+"""Encoded bytes → one uint8 RGB image, whatever the format; never a made-up or a black one."""
+
+import contextlib
+import struct
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from data import jpeg
+from errors import UserError
+
+# Decompressed size at which a file is taken for an attack; Pillow's own first limit.
+MAX_PIXELS = 89_478_485
+
+
+class DecodeError(UserError):
+    """The bytes of a record are not an image, or a damaged or an absurdly large one."""
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decodes jpeg, png, webp, bmp, gif, tiff or ppm by content to RGB.
+
+    Grey is repeated, CMYK and palettes are converted, 16 bits become the upper 8, alpha is
+    dropped (as TensorFlow and torchvision do), EXIF's orientation is applied, and of an animation
+    the first frame is taken.
+
+    Args:
+      data: the encoded image.
+      max_pixels: the largest number of pixels to decode.
+    Returns:
+      uint8 [height, width, 3].
+    Raises:
+      DecodeError: not an image, truncated, damaged, or larger than max_pixels.
+    """
+    header = jpeg.read_header(data) if jpeg.is_jpeg(data) else None
+    if header and header.components in (1, 3):
+        check_size(header.height, header.width, max_pixels)
+        try:
+            return _orient(jpeg.decode_full(data), header.orientation)
+        except jpeg.JpegDamage as error:
+            raise DecodeError(f"damaged JPEG of {len(data):,} bytes: {error}") from error
+        except ValueError:
+            pass  # Pillow forgives what does no harm, and says what does.
+    return _decode_with_pillow(data, max_pixels)
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of the decoded image, EXIF's orientation applied, from the header alone.
+
+    Raises:
+      DecodeError: not an image.
+    """
+    header = jpeg.read_header(data) if jpeg.is_jpeg(data) else None
+    if header:
+        sides = header.height, header.width
+        return sides[::-1] if header.orientation >= 5 else sides
+    with _pillow_errors(data), jpeg.open_image(data) as image:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def check_size(height: int, width: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Raises DecodeError for an image of more than max_pixels."""
+    if height * width > max_pixels:
+        raise DecodeError(
+            f"an image of {height:,} × {width:,} pixels exceeds the limit of {max_pixels:,} "
+            "pixels (decompression bomb?); shrink it or remove it from the data set"
+        )
+
+
+# What Pillow raises on bad bytes, depending on the format.
+_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError)
+_PILLOW_ERRORS += (OverflowError, struct.error, Image.DecompressionBombError, Warning)
+
+
+@contextlib.contextmanager
+def _pillow_errors(data: bytes):
+    """Turns whatever Pillow raises on bad bytes into a DecodeError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except _PILLOW_ERRORS as error:
+        reason = str(error).split(" <_io.BytesIO")[0] or type(error).__name__
+        raise DecodeError(f"cannot decode {len(data):,} bytes: {reason}") from error
+
+
+def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray:
+    with _pillow_errors(data), jpeg.open_image(data) as image:
+        check_size(image.height, image.width, max_pixels)
+        return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
+        values = np.clip(np.asarray(image).astype(np.int64), 0, 2**16 - 1) >> 8
+        return np.repeat(values.astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise DecodeError("floating-point pixels have no agreed range; store 8 or 16 bits")
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
+
+
+def _orient(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Applies EXIF's orientation: 2 … 4 mirror and turn, 5 … 8 also swap the axes."""
+    if orientation == 1:
+        return image
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)

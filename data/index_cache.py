@@ -1,0 +1,49 @@
+"""An index that is costly to build, kept as JSON where there is room for it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def data_directory(data_dir: str) -> Path:
+    """The directory of prepared data sets; '' means TFDS's default."""
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return Path(data_dir or default).expanduser()
+
+
+def places(root: Path, name: str, data_dir: str) -> list[Path]:
+    """Where the index of `root` may lie: inside it, or in `data_dir` when it is read-only."""
+    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    outside = data_directory(data_dir) / "index" / f"{root.name}-{digest}-{name}.json"
+    return [root / f".index-{name}.json", outside]
+
+
+def cached(
+    candidates: Sequence[Path], current: Callable[[dict], bool], build: Callable[[], dict]
+) -> dict:
+    """The first stored index that is `current`, else a new one, stored if any place takes it.
+
+    A file that is damaged, or written by another version, counts as absent. Writing is atomic, so
+    that processes which start together cannot read half an index.
+    """
+    for path in candidates:
+        try:
+            index = json.loads(path.read_text())
+            if current(index):
+                return index
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    index = build()
+    text = json.dumps(index)
+    for path in candidates:
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text)
+            temporary.replace(path)
+            break
+        except OSError:
+            temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+    return index

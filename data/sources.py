@@ -1,0 +1,216 @@
+"""Sources: one record protocol over TFDS data sets and image folders, without TensorFlow."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from absl import logging
+
+from data import folder, index_cache
+from errors import UserError
+
+
+class Record(NamedTuple):
+    """One example: encoded image, class index, and a name by which a person finds it again."""
+
+    image: bytes
+    label: int
+    name: str
+
+
+class Source(Protocol):
+    """Random access to the examples of a split; `source[i]` is safe to call on threads."""
+
+    label_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+def open_source(dataset: str, split: str, data_dir: str) -> Source:
+    """Opens a split.
+
+    Args:
+      dataset: `tfds:NAME` (also `tfds:NAME/CONFIG:VERSION`), prepared as array_record or as
+        TFRecord; or `folder:PATH` with PATH/train/<class>/* and PATH/val/<class>/*.
+      split: TFDS's syntax for both: `train`, `train[:90%]`, `train[45000:]`, `train+validation`.
+        In folders, `val` and `validation` stand for each other.
+      data_dir: TFDS's data directory; '' for TFDS's default, `~` is expanded.
+    Raises:
+      UserError: unknown kind or name, a split that does not exist, or a TFDS data set that has
+        not been prepared (the message says how to do it).
+    """
+    kind, _, name = dataset.partition(":")
+    if kind == "folder" and name:
+        return FolderSource(Path(name).expanduser(), split, data_dir)
+    if kind == "tfds" and name:
+        return TfdsSource(name, split, data_dir)
+    raise UserError(f"dataset {dataset!r}: expected 'tfds:NAME' or 'folder:PATH'")
+
+
+class FolderSource:
+    """Images of PATH/<split>/<class>/*; the classes are those of PATH/train where that exists."""
+
+    def __init__(self, root: Path, split: str, data_dir: str):
+        self._root = root
+        listings: dict[str, dict[str, list[str]]] = {}
+
+        def listing(name: str) -> dict[str, list[str]]:
+            if name not in listings:
+                listings[name] = folder.scan(root, name, data_dir)
+            return listings[name]
+
+        pieces = _slices(split, lambda name: sum(map(len, listing(name).values())))
+        owner = "train" if (root / "train").is_dir() else pieces[0][0]
+        self.label_names = tuple(listing(owner))
+        empty = [name for name, images in listing(owner).items() if not images]
+        if empty:
+            logging.warning("%s: class folders without images: %s", root / owner, empty[:10])
+        labels = {name: label for label, name in enumerate(self.label_names)}
+        self._paths: list[str] = []
+        self._labels: list[int] = []
+        for name, start, stop in pieces:
+            unknown = sorted(set(listing(name)) - set(labels))
+            if unknown:
+                raise UserError(
+                    f"{folder.split_directory(root, name)} has classes that {root / owner} has "
+                    f"not: {unknown[:10]}; class folders must have the same names in both"
+                )
+            paths = [path for images in listing(name).values() for path in images]
+            owners = [labels[c] for c, images in listing(name).items() for _ in images]
+            self._paths += paths[start:stop]
+            self._labels += owners[start:stop]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Record:
+        path = self._paths[index]
+        return Record((self._root / path).read_bytes(), self._labels[index], path)
+
+
+def _slices(split: str, length: Callable[[str], int]) -> list[tuple[str, int, int]]:
+    """TFDS's split syntax → (split name, start, stop), given the length of each split."""
+
+    import tensorflow_datasets as tfds  # seconds to import, so only when used
+
+    infos = {
+        name: tfds.core.SplitInfo(
+            name=name, shard_lengths=[length(name)], num_bytes=0, filename_template=None
+        )
+        for name in re.findall(r"(?:^|\+)\s*([\w.-]+)", split)
+    }
+    try:
+        pieces = tfds.core.splits.AbstractSplit.from_spec(split).to_absolute(infos)
+    except (ValueError, AssertionError, TypeError) as error:
+        raise UserError(f"split {split!r}: {error}; expected e.g. 'train[:90%]'") from error
+    if not pieces:
+        raise UserError(f"split {split!r}: name the split, e.g. 'train' or 'train[:90%]'")
+    return [
+        (
+            piece.splitname,
+            piece.from_ or 0,
+            length(piece.splitname) if piece.to is None else piece.to,
+        )
+        for piece in pieces
+    ]
+
+
+class TfdsSource:
+    """A split of a prepared TFDS image-classification data set.
+
+    Reads array_record, or TFRecord where only that exists, and never decodes an image.
+    """
+
+    def __init__(self, name: str, split: str, data_dir: str):
+        import tensorflow_datasets as tfds
+
+        info = _prepared_info(name, data_dir)
+        self._features = info.features
+        self._image, self._label, self._name = _feature_names(name, info.features)
+        self.label_names = tuple(info.features[self._label].names)
+        self._split = split
+        self._decoders = {self._image: tfds.decode.SkipDecoding()}
+        try:
+            pieces = info.splits[split].file_instructions
+        except (KeyError, ValueError, AssertionError) as error:
+            known = sorted(info.splits)
+            raise UserError(f"tfds:{name}: split {split!r}: {error}; splits: {known}") from error
+        self._records = _open_files(info.file_format, pieces, data_dir)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        example = self._features.deserialize_example_np(
+            self._records[index], decoders=self._decoders
+        )
+        name = f"{self._split}[{index}]"
+        if self._name:
+            name = f"{name} {bytes(example[self._name]).decode(errors='replace')}"
+        return Record(bytes(example[self._image]), int(example[self._label]), name)
+
+
+def _prepared_info(name: str, data_dir: str):
+    import tensorflow_datasets as tfds
+
+    directory = index_cache.data_directory(data_dir)
+    try:
+        builder = tfds.builder(name, data_dir=directory)
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"tfds:{name}: {first_line} (data_dir {directory})") from error
+    info = builder.info
+    formats = {str(getattr(f, "value", f)): f for f in info.available_file_formats() if f}
+    if not info.splits:
+        short = builder.name
+        others = sorted(path.parent.name for path in directory.glob(f"{short}/*/dataset_info.json"))
+        found = (
+            f" (but versions {others}: name one, as in tfds:{short}:{others[-1]})" if others else ""
+        )
+        raise UserError(
+            f"tfds:{name} is not prepared in {directory}{found}; put its archives into a directory "
+            f"DIR and run\n  python prepare_data.py {short} --from DIR --data_dir {directory}"
+        )
+    for known in ("array_record", "tfrecord"):
+        if known in formats:
+            if str(info.file_format.value) != known:
+                info.set_file_format(formats[known], override=True, override_if_initialized=True)
+            return info
+    raise UserError(
+        f"tfds:{name} is prepared as {sorted(formats)}; expected array_record or tfrecord"
+    )
+
+
+def _open_files(file_format, pieces, data_dir: str) -> Sequence[bytes]:
+    if file_format.value == "tfrecord":
+        files = [(Path(piece.filename), piece.skip, piece.take) for piece in pieces]
+        from data import tfrecord
+
+        return tfrecord.TfRecords(files, data_dir)
+    from array_record.python import array_record_data_source
+
+    return array_record_data_source.ArrayRecordDataSource(pieces)
+
+
+def _feature_names(name: str, features) -> tuple[str, str, str | None]:
+    """Keys of the one image, the one class label, and a name if there is any."""
+    import tensorflow_datasets as tfds
+
+    def keys(kind):
+        return [key for key, feature in features.items() if type(feature) is kind]
+
+    images, labels = keys(tfds.features.Image), keys(tfds.features.ClassLabel)
+    if "label" in labels:
+        labels = ["label"]
+    if len(images) != 1 or len(labels) != 1:
+        raise UserError(
+            f"tfds:{name} is no image classification: expected one image and one class label, "
+            f"found images {images} and labels {labels}"
+        )
+    names = [key for key in ("file_name", "id", "filename") if key in features]
+    return images[0], labels[0], names[0] if names else None

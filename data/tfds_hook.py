@@ -1,0 +1,118 @@
+"""The one place that reaches into TFDS: its builders prepare data sets without TensorFlow.
+
+TFDS 4.9.10 reads without TensorFlow, but its builders open files and encode images through it.
+They reach it by one lazily imported module, which is replaced here, while a builder runs, by the
+few functions that the image-classification builders call, written with Python's own files and
+Pillow.
+"""
+
+import contextlib
+import io
+import os
+import types
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.core.download import checksums
+from tensorflow_datasets.core.utils import lazy_imports_utils
+
+from data.decode import decode
+from errors import UserError
+
+PINNED = "4.9.10"
+
+
+class _Eager:
+    """What TFDS expects of an eager tensor: `.numpy()`."""
+
+    def __init__(self, value):
+        self._value = value
+
+    def numpy(self):
+        return self._value
+
+
+def _encode(image, format: str, **options) -> _Eager:
+    image = np.asarray(image.numpy() if isinstance(image, _Eager) else image)
+    buffer = io.BytesIO()
+    pixels = image[:, :, 0] if image.shape[-1] == 1 else image
+    Image.fromarray(pixels).save(buffer, format, **options)
+    return _Eager(buffer.getvalue())
+
+
+def _encode_png(image) -> _Eager:
+    return _encode(image, "PNG")
+
+
+def _encode_jpeg(image, format: str = "", quality: int = 95) -> _Eager:
+    del format  # 'rgb', or by the number of channels
+    return _encode(image, "JPEG", quality=quality)
+
+
+def _decode(data: bytes, channels: int = 0) -> _Eager:
+    """TFDS decodes only to repair ImageNet's CMYK and PNG files: always to RGB."""
+    del channels
+    return _Eager(decode(data))
+
+
+def _substitute() -> types.SimpleNamespace:
+    return types.SimpleNamespace(
+        __version__="2.0.0",
+        executing_eagerly=lambda: True,
+        compat=types.SimpleNamespace(as_text=os.fsdecode),
+        io=types.SimpleNamespace(
+            gfile=types.SimpleNamespace(
+                GFile=lambda path, mode="r": open(os.fspath(path), mode),
+                exists=lambda path: os.path.exists(os.fspath(path)),
+            )
+        ),
+        image=types.SimpleNamespace(
+            encode_png=_encode_png,
+            encode_jpeg=_encode_jpeg,
+            decode_png=_decode,
+            decode_jpeg=_decode,
+            decode_image=_decode,
+        ),
+    )
+
+
+@contextlib.contextmanager
+def without_tensorflow():
+    """While open, TFDS's builders run without TensorFlow, whether or not it is installed.
+
+    Raises:
+      UserError: another TFDS than the one that this was written for and tested with.
+    """
+    if tfds.__version__ != PINNED:
+        raise UserError(
+            f"preparing data needs tensorflow-datasets {PINNED}, found {tfds.__version__}; "
+            f"pip install tensorflow-datasets=={PINNED}"
+        )
+    lazy = lazy_imports_utils.tensorflow.__dict__
+    imported = lazy.get("_module")
+    lazy["_module"] = _substitute()
+    try:
+        yield
+    finally:
+        if imported is None:
+            del lazy["_module"]
+        else:
+            lazy["_module"] = imported
+
+
+@contextlib.contextmanager
+def accepting(builder, repacked: dict[str, str]):
+    """While open, the builder takes these files for the archives of these URLs.
+
+    For files whose decompressed content has been verified, but which are not byte for byte the
+    archives that TFDS knows.
+    """
+    known = builder.url_infos  # memoised per class, so put back afterwards
+    before = dict(known)
+    known.update({url: checksums.compute_url_info(path) for url, path in repacked.items()})
+    try:
+        yield
+    finally:
+        known.clear()
+        known.update(before)

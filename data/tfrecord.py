@@ -1,0 +1,215 @@
+"""TFRecord files without TensorFlow: indexed random access, and conversion to array_record.
+
+A record is: length (uint64), masked CRC-32C of the length (uint32), data, masked CRC-32C of the
+data (uint32), all little-endian. Both checksums are verified wherever a record is read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+from array_record.python import array_record_module
+from tqdm import tqdm
+
+from data import index_cache
+from errors import UserError
+
+_HEADER = struct.Struct("<QI")
+_FOOTER_BYTES = 4
+_VERSION = 1
+
+
+class RecordError(UserError):
+    """A TFRecord file is damaged."""
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _length(header: bytes, path: Path, offset: int) -> int:
+    if len(header) < _HEADER.size:
+        raise RecordError(f"{path}: truncated at byte {offset:,}; copy the file again")
+    length, crc = _HEADER.unpack(header)
+    if crc != _masked_crc(header[:8]):
+        raise RecordError(f"{path}: wrong checksum of the length at byte {offset:,}; "
+                          "this is no TFRecord file, or it is damaged: copy it again")  # fmt: skip
+    return length
+
+
+def _data(body: bytes, length: int, path: Path, offset: int) -> bytes:
+    if len(body) < length + _FOOTER_BYTES:
+        raise RecordError(f"{path}: truncated in the record at byte {offset:,}; copy it again")
+    data = body[:length]
+    if struct.unpack_from("<I", body, length)[0] != _masked_crc(data):
+        raise RecordError(f"{path}: wrong checksum of the record at byte {offset:,}; copy it again")
+    return data
+
+
+def read_records(path: Path) -> Iterator[bytes]:
+    """The records of one file in order.
+
+    Raises:
+      RecordError: a checksum does not match, or the file is truncated.
+    """
+    with open(path, "rb") as file:
+        offset = 0
+        while header := file.read(_HEADER.size):
+            length = _length(header, path, offset)
+            yield _data(file.read(length + _FOOTER_BYTES), length, path, offset)
+            offset += _HEADER.size + length + _FOOTER_BYTES
+
+
+def record_offsets(path: Path) -> list[int]:
+    """Where each record starts, from the length fields alone.
+
+    Raises:
+      RecordError: see `read_records`; the records' own checksums are not looked at.
+    """
+    size, offset, offsets = path.stat().st_size, 0, []
+    with open(path, "rb") as file:
+        while offset < size:
+            length = _length(os.pread(file.fileno(), _HEADER.size, offset), path, offset)
+            offsets.append(offset)
+            offset += _HEADER.size + length + _FOOTER_BYTES
+    if offset != size:
+        raise RecordError(f"{path}: truncated in the record at byte {offsets[-1]:,}; copy it again")
+    return offsets
+
+
+class TfRecords(Sequence):
+    """Random access to the records of several files: `records[i]` → bytes. Safe on threads.
+
+    Args:
+      pieces: (path, first record, number of records) of each file, in order (the order that
+        TFDS's split slicing gives).
+      data_dir: where the index of offsets is kept when the files' directory is read-only.
+    Raises:
+      RecordError: a file is damaged, or has fewer records than a piece says.
+    """
+
+    def __init__(self, pieces: Sequence[tuple[Path, int, int]], data_dir: str):
+        index = _offsets([path for path, _, _ in pieces], data_dir)
+        self._pieces = []
+        for path, first, number in pieces:
+            offsets = index[path.name][first : first + number]
+            if len(offsets) != number:
+                raise RecordError(
+                    f"{path} has {len(index[path.name]):,} records, but dataset_info.json "
+                    f"promises at least {first + number:,}; copy it again"
+                )
+            self._pieces.append((path, np.array(offsets, np.int64)))
+        self._ends = np.cumsum([number for _, _, number in pieces])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> bytes:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        piece = int(np.searchsorted(self._ends, index, side="right"))
+        path, offsets = self._pieces[piece]
+        offset = int(offsets[index - self._ends[piece]])
+        with open(path, "rb", buffering=0) as file:
+            length = _length(os.pread(file.fileno(), _HEADER.size, offset), path, offset)
+            body = os.pread(file.fileno(), length + _FOOTER_BYTES, offset + _HEADER.size)
+        return _data(body, length, path, offset)
+
+
+def _offsets(paths: Sequence[Path], data_dir: str) -> dict[str, list[int]]:
+    """Offsets of each file by name, cached until a file's size or time changes."""
+    if not paths:
+        return {}
+
+    def stamps():
+        return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+
+    def build():
+        shown = tqdm(paths, desc="indexing TFRecord files", unit="file", disable=None)
+        return {
+            "version": _VERSION,
+            "stamps": stamps(),
+            "offsets": {path.name: record_offsets(path) for path in shown},
+        }
+
+    names = "\n".join(path.name for path in paths)
+    digest = hashlib.sha256(names.encode()).hexdigest()[:12]  # slices read different files
+    index = index_cache.cached(
+        index_cache.places(paths[0].parent, f"tfrecord-{digest}", data_dir),
+        lambda index: index["version"] == _VERSION and index["stamps"] == stamps(),
+        build,
+    )
+    return index["offsets"]
+
+
+def convert(source: Path, target: Path) -> int:
+    """Rewrites a data set that TFDS prepared as TFRecord as array_record, record by record.
+
+    Order and bytes are preserved: each file written is read back and compared before it counts.
+    Files already converted are kept, so an interrupted conversion continues; `dataset_info.json`
+    comes last, so that an unfinished copy cannot be mistaken for a prepared data set.
+
+    Args:
+      source: the version directory, with dataset_info.json and *.tfrecord-*-of-* files.
+      target: the version directory to write; another one than source.
+    Returns:
+      The number of records.
+    Raises:
+      UserError: source is not TFRecord, or a file is damaged, or target is source.
+    """
+    info_path = source / "dataset_info.json"
+    if not info_path.is_file():
+        raise UserError(f"{source} holds no dataset_info.json; give the version directory of a "
+                        "prepared TFDS data set, e.g. DIR/imagenet2012/5.1.0")  # fmt: skip
+    if source.resolve() == target.resolve():
+        raise UserError(f"converting {source} needs another --data_dir than where it lies")
+    info = json.loads(info_path.read_text())
+    files = sorted(source.glob("*.tfrecord-*"))
+    if info.get("fileFormat", "tfrecord") != "tfrecord" or not files:
+        raise UserError(f"{source} is prepared as {info.get('fileFormat')!r}, not as tfrecord")
+    target.mkdir(parents=True, exist_ok=True)
+    number = 0
+    for path in tqdm(files, desc="converting to array_record", unit="file", disable=None):
+        name = path.name.replace(".tfrecord-", ".array_record-")
+        number += _convert_file(path, target / name)
+    promised = sum(sum(map(int, split["shardLengths"])) for split in info["splits"])
+    if number != promised:
+        raise RecordError(f"{source} holds {number:,} records, dataset_info.json says {promised:,}")
+    for path in source.iterdir():
+        if path.is_file() and ".tfrecord-" not in path.name and not path.name.startswith("."):
+            shutil.copyfile(path, target / path.name)
+    info["fileFormat"] = "array_record"
+    for split in info["splits"]:
+        if "filepathTemplate" in split:
+            split["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    temporary = target / "dataset_info.json.tmp"
+    temporary.write_text(json.dumps(info, indent=2))
+    temporary.replace(target / "dataset_info.json")
+    return number
+
+
+def _convert_file(source: Path, target: Path) -> int:
+    offsets = record_offsets(source)
+    if target.is_file():
+        return len(offsets)
+    temporary = target.with_name(target.name + ".tmp")
+    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+    for record in read_records(source):
+        writer.write(record)
+    writer.close()
+    reader = array_record_module.ArrayRecordReader(str(temporary))
+    same = reader.num_records() == len(offsets) and all(
+        reader.read([position])[0] == record for position, record in enumerate(read_records(source))
+    )
+    reader.close()
+    if not same:
+        raise RecordError(f"{temporary} does not read back as {source}; is the disk full?")
+    temporary.replace(target)
+    return len(offsets)

@@ -1,0 +1,140 @@
+"""Write a trained network in a form that other programs read.
+
+    python export.py --workdir=runs/x --format=stablehlo     # jax.export, any batch size
+    python export.py --workdir=runs/x --format=safetensors   # torchvision's key names
+
+StableHLO takes uint8 images `[batch, height, width, channels]`, normalises them itself and returns
+`{'logits', 'probabilities'}`, float32 `[batch, classes]`. It needs JAX and nothing of this code:
+
+    network = jax.export.deserialize(bytearray(open('model.stablehlo', 'rb').read()))
+    network.call(images)
+
+Beside each file lies a `.json` with class names, image shape and versions. Exit status: 0 done, 1
+an error that the message explains, 2 wrong arguments.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import restored
+from errors import UserError
+from models.torch_weights import to_torch
+from models.weight_files import write_safetensors
+
+FORMATS = ("stablehlo", "onnx", "safetensors")
+FORMAT_VERSION = 1  # of the names and meanings of inputs, outputs and the .json
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+NO_ONNX = (
+    "--format=onnx: left out, because no maintained converter writes these networks correctly. "
+    "jax2onnx 0.17.1 was tried: it does not know the switch between the convolutions of a CPU and "
+    "of an accelerator (primitive 'platform_index'). Use --format=safetensors, load the file into "
+    "torchvision's network with strict=True and export that with torch.onnx."
+)
+
+
+def to_stablehlo(network):
+    """Serializes `images → {'logits', 'probabilities'}` for any batch size.
+
+    Args:
+      network: a `restored.Restored`.
+
+    Returns:
+      bytes, for `jax.export.deserialize`.
+    """
+    mean, std = (np.asarray(constant, np.float32) for constant in network.facts.normalization)
+
+    @jax.jit
+    def classify(images):
+        # Written out, and not shared with the data's code: `export` may not depend on it.
+        shape = (1,) * (4 - mean.ndim) + mean.shape
+        normalized = (images.astype(jnp.float32) - mean.reshape(shape)) / std.reshape(1, 1, 1, -1)
+        logits, _ = network.model.apply(network.variables, normalized, train=False)
+        return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *network.facts.image_shape), jnp.uint8)
+    exported = jax.export.export(classify, platforms=PLATFORMS)(images)
+    return bytes(exported.serialize())
+
+
+def describe(network):
+    """What a user of an exported file must know, as JSON-able fields."""
+    facts, model = network.facts, network.config.model
+    return {
+        "format_version": FORMAT_VERSION,
+        "jax": jax.__version__,
+        "calling_convention": jax.export.maximum_supported_calling_convention_version,
+        "input": {"dtype": "uint8", "shape": ["batch", *facts.image_shape], "order": "RGB"},
+        "normalization": facts.normalization.to_dict(),
+        "label_names": list(facts.label_names),
+        "dataset": facts.dataset,
+        "step": network.step,
+        "model": model.to_dict(),
+    }
+
+
+def export(network, kind, path):
+    """Writes the network to `path` and its description to `path` + '.json'.
+
+    Args:
+      network: a `restored.Restored`.
+      kind: one of `FORMATS`.
+      path: file to write; it appears complete or not at all.
+
+    Raises:
+      UserError: for ONNX, and when the file cannot be written.
+    """
+    if kind == "onnx":
+        raise UserError(NO_ONNX)
+    description = describe(network)
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "safetensors":
+            metadata = {"format": "pt", "format_version": str(FORMAT_VERSION)}
+            metadata |= {name: str(value) for name, value in description["model"].items()}
+            write_safetensors(path, to_torch(network.variables), metadata)
+        else:
+            _write(path, to_stablehlo(network))
+        _write(Path(f"{path}.json"), json.dumps(description, indent=2).encode())
+    except OSError as error:
+        raise UserError(f"--output={path}: cannot be written ({error}).") from error
+
+
+def _write(path, data):
+    temporary = Path(f"{path}.partial")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def main(argv):
+    """Runs the command."""
+    parser = argparse.ArgumentParser(
+        "export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--output", default="", help="file (WORKDIR/export/model.FORMAT)")
+    parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
+    flags = parser.parse_args(argv)
+    path = flags.output or Path(flags.workdir) / "export" / f"model.{flags.format}"
+    if flags.format == "onnx":
+        raise UserError(NO_ONNX)
+    export(restored.load(flags.workdir, which=flags.which), flags.format, path)
+    print(f"{path}: {os.path.getsize(path):,} bytes; description in {path}.json")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,290 @@
+"""The convolution of every network here, and how its gradients are written per platform.
+
+GPU and TPU compilers choose well among the forms of a convolution, and get XLA's own operator and
+its transposes. XLA:CPU does not: its weight gradient runs at a twentieth of the machine's speed
+where channels are few, and inside a loop (`lax.scan`) it does not even bring the gradients into the
+form that its fast kernels take. There the same sums are written as matrix products over shifted
+copies (`benchmarks/step_time.md` has the figures); the numbers agree to rounding.
+"""
+
+import operator
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from errors import UserError
+
+DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
+# Up to here shifted copies and one matrix product beat XLA:CPU's convolution, measured.
+FEW_CHANNELS = 32
+
+# He normal over the fan-out, k·k·features, not truncated: the rule of the authors' released code
+# and of Torch's MSRinit for ResNets. It keeps the variance of the gradient; over the fan-in the
+# first layers would start with another scale than the one the published recipes were tuned for.
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Conv(nn.Module):
+    """A square convolution with explicit padding; parameters 'kernel' and, if asked, 'bias'.
+
+    Attributes:
+      features: output channels.
+      kernel_size: an odd number.
+      strides, dilation: the same in both directions.
+      use_bias: adds one number per output channel; none under a batch normalisation.
+      dtype: of the computation; None takes that of input and parameters. Parameters are float32.
+      kernel_init: initialiser of the kernel `[kernel_size, kernel_size, in, features]`.
+    """
+
+    features: int
+    kernel_size: int
+    strides: int = 1
+    dilation: int = 1
+    use_bias: bool = False
+    dtype: Any = None
+    kernel_init: nn.initializers.Initializer = he_normal_fan_out
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps `[batch, height, width, in]` to `[batch, ⌈height/s⌉, ⌈width/s⌉, features]`."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = conv(x, kernel, strides=self.strides, dilation=self.dilation)
+        return y if bias is None else y + bias.reshape((1, 1, 1, -1))
+
+
+def conv(x, kernel, *, strides=1, dilation=1):
+    """Convolves x `[batch, height, width, in]` with a kernel `[k, k, in, out]`, k odd.
+
+    All sides are padded by dilation · (k // 2) zeros, as in Torch, so that weights move between
+    frameworks. Returns `[batch, ⌈height/strides⌉, ⌈width/strides⌉, out]`.
+
+    Reverse-mode gradients only, because they are written out: `jax.jvp`, `jax.linearize` and what
+    builds on them (`jax.hessian`) raise a TypeError.
+
+    Raises:
+      UserError: for a kernel that is not square or of even size.
+    """
+    if kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0:
+        raise UserError(
+            f"kernel of {kernel.shape[0]}×{kernel.shape[1]}: expected a square one of odd size, "
+            "which padding by half of it keeps centred; set kernel_size to 1, 3, 5, 7, …"
+        )
+    return _conv(*_vary_alike(x, kernel), strides, dilation)
+
+
+def _vary_alike(*arrays):
+    """Marks each array as varying over all mesh axes of `shard_map` that any of them varies over.
+
+    A gradient rule must return what varies as its argument does; the transpose of the mark on the
+    kernel is the sum of the devices' gradients.
+    """
+    varying = [jax.typeof(a).manual_axis_type.varying for a in arrays]
+    missing = [tuple(frozenset().union(*varying) - axes) for axes in varying]
+    return [
+        lax.pcast(a, axes, to="varying") if axes else a
+        for a, axes in zip(arrays, missing, strict=True)
+    ]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x, kernel, strides, dilation):
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(_forward_cpu, strides=strides, dilation=dilation),
+        default=partial(_xla_conv, strides=strides, dilation=dilation),
+    )
+
+
+def _conv_forward(x, kernel, strides, dilation):
+    return _conv(x, kernel, strides, dilation), (x, kernel)
+
+
+def _conv_backward(strides, dilation, residuals, dy):
+    return lax.platform_dependent(
+        *residuals,
+        dy,
+        cpu=partial(_backward_cpu, strides=strides, dilation=dilation),
+        default=partial(_xla_backward, strides=strides, dilation=dilation),
+    )
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _xla_conv(x, kernel, strides, dilation):
+    padding = dilation * (kernel.shape[0] // 2)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (strides, strides),
+        [(padding, padding)] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=DIMENSION_NUMBERS,
+    )
+
+
+def _xla_backward(x, kernel, dy, strides, dilation):
+    return jax.vjp(partial(_xla_conv, strides=strides, dilation=dilation), x, kernel)[1](dy)
+
+
+def _forward_cpu(x, kernel, strides, dilation):
+    if kernel.shape[0] == 1:
+        return _product(x[:, ::strides, ::strides], kernel[0, 0])
+    if strides == 1 and max(kernel.shape[2:]) <= FEW_CHANNELS:
+        return _conv_of_columns(_columns(x, kernel.shape[0], dilation), kernel, dilation)
+    return _xla_conv(x, kernel, strides, dilation)
+
+
+def _backward_cpu(x, kernel, dy, strides, dilation):
+    k, _, channels, features = kernel.shape
+    if k == 1:
+        subsampled = x[:, ::strides, ::strides]
+        dx = _dilate(_product(dy, kernel[0, 0].T), strides, x.shape)
+        return dx, _weight_product(subsampled, dy).reshape(kernel.shape).astype(kernel.dtype)
+
+    # The barrier keeps XLA from folding reversal and transpose back into a convolution's window,
+    # a form for which it has no fast kernel.
+    turned = lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
+    columns = _columns(dy, k, dilation) if strides == 1 else None
+    if strides == 1 and max(channels, features) <= FEW_CHANNELS:
+        dx = _conv_of_columns(columns, turned, dilation)
+    else:
+        dx = _input_gradient(turned, dy, strides, dilation, x.shape)
+    # Without a barrier the forward pass keeps the copies that both passes share, k times x.
+    x = lax.optimization_barrier(x)
+    if strides == 1 and features <= k * channels:
+        products = _weight_product(_rows(x, k, dilation), columns)
+        products = products.reshape(k, channels, k, features)
+        dkernel = products.transpose(0, 2, 1, 3)[:, ::-1]
+    else:
+        patches = _patches(x, k, strides, dilation, dy.shape)
+        dkernel = _weight_product(patches, dy).reshape(kernel.shape)
+    return dx, dkernel.astype(kernel.dtype)
+
+
+def _product(x, matrix):
+    """`[batch, height, width, in]` by `[in, out]`."""
+    return lax.dot_general(x, matrix, (((3,), (0,)), ((), ())))
+
+
+def _weight_product(x, dy):
+    """Sum over batch and positions of x ⊗ dy: `[in, out]`, at least float32.
+
+    As matrices, because XLA:CPU transposes an operand that is contracted over several dimensions.
+    """
+    x, dy = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
+    return lax.dot_general(
+        x, dy, (((0,), (0,)), ((), ())), preferred_element_type=_accumulator(x.dtype)
+    )
+
+
+def _accumulator(dtype):
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _columns(x, k, dilation):
+    """k copies of x beside each other in the channels, group j moved left by j·d − p; p = d·(k//2).
+
+    `[batch, height, width, in]` → `[batch, height + 2p, width, k·in]`, with p rows of zeros above
+    and below: what one row of the kernel sees.
+    """
+    p = dilation * (k // 2)
+    moves = [((p, p, 0), (p - j * dilation, j * dilation - p, 0)) for j in range(k)]
+    return _side_by_side(x, moves)
+
+
+def _rows(x, k, dilation):
+    """k copies of x beside each other in the channels, group i moved down by (k − 1 − i)·d.
+
+    `[batch, height, width, in]` → `[batch, height + 2p, width, k·in]`: the partners of `_columns`
+    of the output's gradient.
+    """
+    moves = [(((k - 1 - i) * dilation, i * dilation, 0), (0, 0, 0)) for i in range(k)]
+    return _side_by_side(x, moves)
+
+
+def _side_by_side(x, moves):
+    """Sum of padded copies: XLA:CPU vectorises it where its concatenation branches per element."""
+    channels, zero = x.shape[-1], jnp.zeros((), x.dtype)
+    copies = (
+        lax.pad(
+            x,
+            zero,
+            ((0, 0, 0), rows, columns, (j * channels, (len(moves) - 1 - j) * channels, 0)),
+        )
+        for j, (rows, columns) in enumerate(moves)
+    )
+    return reduce(operator.add, copies)
+
+
+def _conv_of_columns(columns, kernel, dilation):
+    """One product for all rows of the kernel, then the sum of its k shifted outputs."""
+    k, _, channels, features = kernel.shape
+    matrix = kernel.transpose(1, 2, 0, 3).reshape(k * channels, k * features)
+    products = lax.dot_general(
+        columns,
+        matrix,
+        (((3,), (0,)), ((), ())),
+        preferred_element_type=_accumulator(columns.dtype),
+    )
+    height = columns.shape[1] - dilation * (k - 1)
+    rows = (
+        products[:, i * dilation : i * dilation + height, :, i * features : (i + 1) * features]
+        for i in range(k)
+    )
+    return reduce(operator.add, rows).astype(columns.dtype)
+
+
+def _patches(x, k, strides, dilation, output_shape):
+    """The input under the kernel at each output position: `[batch, out_h, out_w, k·k·in]`."""
+    p = dilation * (k // 2)
+    _, height, width, _ = output_shape
+
+    def beside(x, axis, length):
+        stop = strides * (length - 1) + 1
+        starts = [i * dilation for i in range(k)]
+        slices = [lax.slice_in_dim(x, i, i + stop, strides, axis) for i in starts]
+        # Materialised: fused with its producer, a concatenation is copied element by element.
+        return lax.optimization_barrier(jnp.concatenate(slices, -1))
+
+    padded = lax.optimization_barrier(jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0))))
+    return beside(beside(padded, 2, width), 1, height)
+
+
+def _dilate(dy, strides, input_shape):
+    """Puts dy back on the input's grid, from which each `strides`-th row and column was taken."""
+    if strides == 1:
+        return dy
+    edges = [
+        (0, size - (strides * (out - 1) + 1), strides - 1)
+        for size, out in zip(input_shape[1:3], dy.shape[1:3], strict=True)
+    ]
+    return lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+
+
+def _input_gradient(turned, dy, strides, dilation, input_shape):
+    """The ordinary convolution of dy, spread by the strides, with the turned kernel."""
+    p = dilation * (turned.shape[0] // 2)
+    padding = [
+        (p, p + size - (strides * (out - 1) + 1))
+        for size, out in zip(input_shape[1:3], dy.shape[1:3], strict=True)
+    ]
+    return lax.conv_general_dilated(
+        dy,
+        turned,
+        (1, 1),
+        padding,
+        lhs_dilation=(strides, strides),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=DIMENSION_NUMBERS,
+    )

@@ -1,0 +1,137 @@
+"""Learning-rate schedules and SGD with momentum, in the paper's form and in torch's."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from errors import UserError
+
+MOMENTUM_FORMS = ("paper", "torch")
+SCHEDULES = ("step", "cosine", "constant")
+TRAINED = ("all", "head")
+HEAD = "head"
+# Training error for `warmup_until_error`: a running mean over about the last 20 batches.
+ERROR_DECAY = 0.95
+
+
+def learning_rate(optim, *, num_steps, batch_size):
+    """The schedule as a function step → learning rate (a float32 scalar).
+
+    'step' multiplies by `decay_factor` at each of `boundaries`, 'cosine' falls to zero at
+    `num_steps`; both start with a linear warm-up over `warmup_steps`, whose first step has
+    `peak / warmup_steps`. With `reference_batch` the peak is scaled by
+    `batch_size / reference_batch`, the linear scaling rule (Goyal et al. 2017, section 2.1).
+
+    Raises:
+      UserError: for an unknown schedule or values out of range.
+    """
+    _validate(optim, num_steps)
+    peak = optim.learning_rate
+    if optim.reference_batch:
+        peak *= batch_size / optim.reference_batch
+    if optim.schedule == "step":
+        after = optax.piecewise_constant_schedule(
+            peak, dict.fromkeys(optim.boundaries, optim.decay_factor)
+        )
+    elif optim.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(peak, max(1, num_steps - optim.warmup_steps))
+
+        def after(step):
+            return decay(step - optim.warmup_steps)
+    else:
+        after = optax.constant_schedule(peak)
+
+    def schedule(step):
+        rate = jnp.asarray(after(step), jnp.float32)
+        if optim.warmup_steps:
+            warm = peak * (step + 1) / optim.warmup_steps
+            rate = jnp.where(step < optim.warmup_steps, warm, rate)
+        return rate.astype(jnp.float32)
+
+    return schedule
+
+
+def error_warmup(optim, rate, error, warmed_up, step_error):
+    """ResNet-110's warm-up: a low rate until the training error is below a threshold (section 4.2).
+
+    Args:
+      optim: config.optim; nothing happens unless `warmup_until_error` > 0.
+      rate: the scheduled learning rate.
+      error: running mean of the training top-1 error in [0, 1]; starts at 1.
+      warmed_up: whether the threshold has been passed (it is passed once).
+      step_error: top-1 error of this step's batch.
+
+    Returns:
+      `(rate, error, warmed_up)`: the rate to use in this step and the updated pair.
+    """
+    if not optim.warmup_until_error:
+        return rate, error, warmed_up
+    rate = jnp.where(warmed_up, rate, jnp.minimum(rate, optim.warmup_learning_rate))
+    error = ERROR_DECAY * error + (1 - ERROR_DECAY) * step_error
+    return rate, error, warmed_up | (error < optim.warmup_until_error)
+
+
+def sgd(optim):
+    """SGD with momentum and L2 weight decay; `update` takes `learning_rate` as an extra argument.
+
+    With g the gradient plus `weight_decay` times the weight (on weights only, see `decay_mask`):
+    'paper' keeps the learning rate inside the velocity, v ← m·v + lr·g, w ← w − v (Caffe, the
+    authors' code); 'torch' applies it afterwards, v ← m·v + g, w ← w − lr·v. They differ where the
+    rate changes: with 'torch' the old gradients shrink with it at once.
+    """
+    apply_rate = _scale_by_learning_rate()
+    velocity = optax.trace(decay=optim.momentum, nesterov=optim.nesterov)
+    paper = optim.momentum_form == "paper"
+    steps = [
+        optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
+        optax.add_decayed_weights(optim.weight_decay, mask=decay_mask),
+        *((apply_rate, velocity) if paper else (velocity, apply_rate)),
+    ]
+    if optim.train_only == "head":
+        steps.append(optax.masked(optax.set_to_zero(), not_head))
+    return optax.chain(*steps)
+
+
+def decay_mask(params):
+    """True for the weights of convolutions and fully connected layers, which decay.
+
+    BN scales and offsets and biases do not (the authors' released models; Goyal et al., section
+    5.1). Flax gives every such weight, and nothing else, the leaf name 'kernel'.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def not_head(params):
+    """True for everything but the classifier's parameters."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key != HEAD, params)
+
+
+def _scale_by_learning_rate():
+    def update(updates, state, params=None, *, learning_rate, **_):
+        del params
+        return jax.tree.map(lambda g: -learning_rate * g, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _validate(optim, num_steps):
+    def check(ok, name, expected):
+        if not ok:
+            raise UserError(f"optim.{name}={optim[name]!r}: expected {expected}.")
+
+    check(optim.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
+    check(optim.momentum_form in MOMENTUM_FORMS, "momentum_form", f"one of {MOMENTUM_FORMS}")
+    check(optim.train_only in TRAINED, "train_only", f"one of {TRAINED}")
+    check(optim.on_nonfinite in ("stop", "skip"), "on_nonfinite", "'stop' or 'skip'")
+    check(optim.learning_rate >= 0, "learning_rate", "a rate ≥ 0")
+    check(0 <= optim.momentum < 1, "momentum", "0 ≤ momentum < 1")
+    check(optim.weight_decay >= 0, "weight_decay", "a factor ≥ 0")
+    check(0 <= optim.label_smoothing < 1, "label_smoothing", "0 ≤ smoothing < 1")
+    check(0 <= optim.ema_decay < 1, "ema_decay", "0 ≤ decay < 1")
+    check(optim.clip_norm >= 0, "clip_norm", "a norm ≥ 0 (0: off)")
+    check(optim.accumulate_steps >= 1, "accumulate_steps", "a number of parts ≥ 1")
+    check(optim.reference_batch >= 0, "reference_batch", "a batch size ≥ 0 (0: off)")
+    check(0 <= optim.warmup_steps <= num_steps, "warmup_steps", f"0 … num_steps={num_steps}")
+    check(0 <= optim.warmup_until_error < 1, "warmup_until_error", "an error in [0, 1) (0: off)")
+    increasing = all(a < b for a, b in zip(optim.boundaries, optim.boundaries[1:], strict=False))
+    check(increasing and all(b > 0 for b in optim.boundaries), "boundaries", "increasing steps > 0")

@@ -1,0 +1,270 @@
+"""What every training command of `paper` shares: arguments, configs, and the grid of runs.
+
+A grid is a list of networks by name, each trained with every seed in a workdir of its own under
+`--runs`. Finished runs are read, unfinished ones continued; so a command that was stopped goes on
+where it was.
+"""
+
+import argparse
+import logging
+import shlex
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import run_log
+import train
+from configs import cifar10, cifar100, common, digits, fashion_mnist
+from errors import UserError
+from paper import result
+
+LOG = logging.getLogger("residual")
+DIGITS_TEST = 899
+
+
+class Entry(NamedTuple):
+    """One network of a grid.
+
+    Attributes:
+      name: of rows and workdirs, e.g. 'plain56'.
+      network: argument of the recipe, e.g. 'plain56'.
+      model: fields of `config.model` that differ from the recipe's.
+    """
+
+    name: str
+    network: str
+    model: Mapping[str, Any] = MappingProxyType({})
+
+
+def parser(description, *, depths=None, dataset="cifar10"):
+    """An argument parser with the options that all training commands have.
+
+    Args:
+      description: the module's docstring.
+      depths: the default of `--depths`; None leaves the option out.
+      dataset: the default of `--dataset`.
+    """
+    p = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--dataset", default=dataset, help="cifar10, cifar100, fashion_mnist, digits, folder:PATH …"
+    )
+    p.add_argument("--data_dir", default="", help="where TFDS keeps prepared data sets")
+    if depths:
+        p.add_argument("--depths", type=int, nargs="+", default=depths, help="of the networks")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per network and seed")
+    length = p.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="length of a run; the schedule scales with it")
+    length.add_argument("--scale", type=float, help="factor on the length of the recipe's schedule")
+    p.add_argument("--batch_size", type=int, help="default: the recipe's")
+    p.add_argument("--image_size", type=int, help="side of the crops (folder:, tfds: data)")
+    p.add_argument("--validation_size", type=int, help="images held out (folder:, tfds: data)")
+    p.add_argument("--width", type=int, help="channels of the first stage; default: the recipe's")
+    p.add_argument("--scan_blocks", action="store_true", help="compile equal blocks once")
+    p.add_argument("--runs", default="runs/paper", help="folder of the runs' workdirs")
+    p.add_argument("--out", default="results", help="folder of the JSON, Markdown and figure")
+    return p
+
+
+def run(main, argv=None):
+    """Calls a command's `main(argv)` as `main.py` does: user errors in one line, status 1."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    LOG.setLevel(logging.INFO)
+    try:
+        main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except train.Interrupted as stopped:
+        print(f"{stopped}; run the same command to continue.", file=sys.stderr)
+        return 128 + stopped.signum
+    return 0
+
+
+def uses_cifar_networks(dataset):
+    """Whether a data set takes the CIFAR networks by default: sets of whole arrays do."""
+    return ":" not in dataset
+
+
+def recipe(dataset, network, networks="cifar"):
+    """The paper's recipe for a network on any data set.
+
+    Args:
+      dataset: as `config.dataset`.
+      network: e.g. 'plain56' or 'resnet34'.
+      networks: 'cifar' (section 4.2) or 'imagenet' (section 3.4).
+
+    Returns:
+      `(config, notes)`: notes are sentences for the result.
+    """
+    if networks == "imagenet":
+        config = common.imagenet(network)
+        config.dataset = dataset
+        paper = "tfds:imagenet2012"
+        if dataset.startswith("folder:"):
+            config.data.test_split = "val"
+    elif dataset == "digits":
+        config = digits.get_config(f"{network},paper")
+        paper = "CIFAR-10 (digits are 8×8, not 32×32, pixels)"
+    else:
+        known = {"cifar10": cifar10, "cifar100": cifar100, "fashion_mnist": fashion_mnist}
+        module, paper = known.get(dataset, cifar10), "cifar10"
+        config = module.get_config(network)
+        config.dataset = dataset
+        if ":" in dataset:
+            config.data.update(resident=False, normalization="per_channel", validation_size=0)
+            config.data.test_split = "val" if dataset.startswith("folder:") else "test"
+            config.eval.resize = config.data.image_size
+    return config, [] if dataset == paper else [f"{dataset} instead of {paper}"]
+
+
+def configure(args, entry, seed):
+    """The config of one run of the grid and what was scaled in it.
+
+    Sets of whole arrays train on their full training split, and the curve is that of the test
+    split, as in the paper's figures; nothing is selected by it. Others hold `--validation_size`
+    images of the training split out.
+    """
+    networks = getattr(args, "networks", None) or "cifar"
+    config, notes = recipe(args.dataset, entry.network, networks)
+    full, batch = config.num_steps, config.batch_size
+    paper = "64000 of 128" if networks == "cifar" else "up to 600000 of 256"
+    config.update(seed=seed, data_dir=args.data_dir, tensorboard=False)
+    _resize(config, args, notes, entry)
+    config.model.update(entry.model)
+    if config.data.resident:
+        _curve_on_test_split(config, notes)
+    elif args.validation_size:
+        config.data.validation_size = args.validation_size
+        notes.append(f"the bold curve is of {args.validation_size} held-out training images")
+    every = max(1, min(config.eval_every, config.num_steps // 10))
+    config.update(
+        eval_every=every,
+        log_every=max(1, every // 4),
+        checkpoint_every=max(every, config.num_steps // 4),
+        keep_checkpoints=1,
+    )
+    if (config.num_steps, config.batch_size) != (64_000, 128):
+        notes.append(
+            f"{config.num_steps} steps of {config.batch_size} instead of {paper} (the recipe here: "
+            f"{full} of {batch}), rate divided by 10 at {_listed(config.optim.boundaries)}"
+        )
+    return config, notes
+
+
+def _listed(steps):
+    return " and ".join(map(str, steps))
+
+
+def _resize(config, args, notes, entry):
+    factor = args.scale if args.scale is not None else 1.0
+    if args.steps is not None:
+        factor = args.steps / config.num_steps
+    if factor <= 0:
+        raise UserError("--steps, --scale: expected a positive number.")
+    common.scale_schedule(config, factor)
+    if args.batch_size:
+        config.batch_size = args.batch_size
+    if args.image_size and not config.data.resident:
+        config.data.image_size = args.image_size
+        if config.augment.kind == "scale_jitter":
+            low, high = (round(args.image_size * side / 224) for side in (256, 480))
+            config.augment.update(resize_min=low, resize_max=high)
+            config.eval.resize = low
+        else:
+            config.eval.resize = args.image_size
+        notes.append(f"crops of {args.image_size} pixels, resizes in proportion")
+    if args.width:
+        notes.append(f"{args.width} channels in the first stage instead of {config.model.width}")
+        config.model.width = args.width
+    if args.scan_blocks and "dropout" not in entry.model.get("variant", ""):
+        config.model.scan_blocks = True
+
+
+def _curve_on_test_split(config, notes):
+    test_images = {"digits": DIGITS_TEST}.get(config.dataset, 10_000)
+    config.data.train_split = f"{config.data.train_split}+{config.data.test_split}"
+    # The last images of the two splits together are the test split; the curve is drawn on them.
+    config.data.validation_size = test_images
+    notes.append("trained on the whole training split; the bold curve is the test split's error")
+
+
+def train_grid(args, entries):
+    """Trains (or reads) every network with every seed.
+
+    Returns:
+      `(runs, notes)`: runs as `[{'name', 'seed', 'workdir', 'final', 'curves'}]`, where `curves` is
+      `{'train': [[step, error %], …], 'validation': …}`; notes say what differs from the paper.
+    """
+    runs, notes = [], []
+    number = len(entries) * len(args.seeds)
+    for seed in args.seeds:  # the outer loop: a stopped grid has whole seeds
+        for entry in entries:
+            config, run_notes = configure(args, entry, seed)
+            notes += [note for note in run_notes if note not in notes]
+            workdir = Path(args.runs, _folder(args.dataset), f"{_folder(entry.name)}-seed{seed}")
+            LOG.info(
+                "run %d of %d: %s, seed %d → %s", len(runs) + 1, number, entry.name, seed, workdir
+            )
+            final = train.train(config, workdir)
+            runs.append(
+                {
+                    "name": entry.name,
+                    "seed": seed,
+                    "workdir": str(workdir),
+                    "final": {k: final[k] for k in ("loss", "top1_error", "top5_error", "images")},
+                    "curves": curves(workdir),
+                }
+            )
+    return runs, notes
+
+
+def _folder(dataset):
+    return "".join(c if c.isalnum() else "_" for c in dataset)
+
+
+def curves(workdir):
+    """Error in % over steps of a run: `{'train': [[step, error], …], 'validation': …}`."""
+    lines = run_log.read_lines(Path(workdir) / run_log.METRICS)
+    return {
+        split: [
+            [line["step"], round(100 * line["top1_error"], 4)]
+            for line in lines
+            if line["split"] == split
+        ]
+        for split in ("train", "validation")
+    }
+
+
+def summarise(runs, error="top1_error"):
+    """Mean and spread over seeds: `{name: {'mean', 'std', 'errors', 'train', 'seeds'}}` in %.
+
+    `train` is the mean of the last point of the training curves, over the last window of steps.
+    """
+    summary = {}
+    for name in dict.fromkeys(run["name"] for run in runs):
+        mine = [run for run in runs if run["name"] == name]
+        errors = [100 * run["final"][error] for run in mine]
+        last = [run["curves"]["train"][-1][1] for run in mine if run["curves"]["train"]]
+        summary[name] = {
+            "mean": statistics.fmean(errors),
+            "std": statistics.stdev(errors) if len(errors) > 1 else None,
+            "errors": errors,
+            "train": statistics.fmean(last) if last else None,
+            "seeds": [run["seed"] for run in mine],
+        }
+    return summary
+
+
+def header(name, args, notes, runs=()):
+    """The header of the result of `python -m paper.<name>`; see `result.header`."""
+    return result.header(
+        command=f"python -m paper.{name} {shlex.join(sys.argv[1:])}",
+        dataset=getattr(args, "dataset", None),
+        seeds=sorted({run["seed"] for run in runs}),
+        scaled=notes,
+    )

@@ -1,0 +1,22 @@
+"""Figure 1: a plain network of 56 layers is worse than one of 20, in training as in testing.
+
+python -m paper.figure1 --dataset=cifar10
+python -m paper.figure1 --dataset=digits --seeds 0 1 2
+"""
+
+import sys
+
+from paper import degradation, experiment
+
+TITLE = "Figure 1: deeper plain networks train worse"
+
+
+def main(argv=None):
+    """Parses the options, runs and writes."""
+    args = experiment.parser(__doc__, depths=[20, 56]).parse_args(argv)
+    panels = [("plain networks", lambda name: True)]
+    return degradation.run(args, ("plain",), "figure1", TITLE, panels)
+
+
+if __name__ == "__main__":
+    sys.exit(experiment.run(main))

@@ -1,0 +1,181 @@
+"""Figure 7: standard deviation of each 3×3 layer's response, plain against residual (section 4.2).
+
+    python -m paper.figure7 --dataset=digits --depths 20 56         # reads figure6's runs
+    python -m paper.figure7 --workdirs runs/a runs/b
+
+A layer's response is its output after BN, before the ReLU or the addition, over test images, with
+the statistics of testing. Left: in the order of the layers; right: sorted. The options are those of
+`paper.figure6`; with the same ones nothing is trained again.
+"""
+
+import functools
+import re
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import restored
+from data import device_transforms
+from errors import UserError
+from input_pipeline import make_mesh, open_data
+from models.conv import Conv
+from paper import degradation, experiment, plots, result
+
+TITLE = "Figure 7: standard deviations of layer responses"
+IMAGES = 1000
+
+
+def responses(workdir, images=IMAGES):
+    """Standard deviation of every 3×3 layer of a run's network over test images.
+
+    Args:
+      workdir: of a finished run.
+      images: at most this many images of the test split.
+
+    Returns:
+      `{'layers': names, 'std': floats}` in the order of the network.
+
+    Raises:
+      UserError: the network does not normalise after its convolutions.
+    """
+    run = restored.load(workdir)
+    if run.model.preactivation or run.model.variant in ("bn_after_addition",):
+        raise UserError(
+            f"{workdir}: this network has no BN between its convolutions and the addition; "
+            "figure 7 compares networks of the original form (model.variant='none')."
+        )
+    config = run.config
+    mesh = make_mesh(jax.devices()[:1])
+    batches = open_data(config, mesh).evaluation("test")
+    step = jax.jit(functools.partial(_moments, run.model))
+    sums, seen = None, 0
+    for batch in batches:
+        valid = batch["valid"] & (np.cumsum(batch["valid"]) <= images - seen)
+        part = step(run.variables, run.facts.normalization, batch["image"], valid)
+        part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
+        sums = part if sums is None else jax.tree.map(np.add, sums, part)
+        seen += int(valid.sum())
+        if seen >= images:
+            break
+    std = {name: np.sqrt(max(q / n - (s / n) ** 2, 0)) for name, (n, s, q) in sums.items()}
+    return {"layers": list(std), "std": [float(x) for x in std.values()]}
+
+
+def _moments(model, variables, normalization, images, valid):
+    """Count, sum and sum of squares of each 3×3 layer's response over the valid images."""
+    convs, moments = {}, {}
+
+    def record(next_fun, args, kwargs, context):
+        output = next_fun(*args, **kwargs)
+        name = "/".join(context.module.path)
+        if context.method_name != "__call__":
+            return output
+        if isinstance(context.module, Conv) and context.module.kernel_size == 3:
+            convs[_norm_of(name)] = name
+        elif isinstance(context.module, nn.BatchNorm) and name in convs:
+            weights = valid.astype(jnp.float32).reshape(-1, 1, 1, 1)
+            x = output.astype(jnp.float32)
+            number = weights.sum() * (x.size / len(valid))
+            moments[convs[name]] = (number, (weights * x).sum(), (weights * x * x).sum())
+        return output
+
+    x = device_transforms.normalize(images, *normalization)
+    with nn.intercept_methods(record):
+        model.apply(variables, x, train=False)
+    # A list keeps the order of the layers through jit, where a dictionary would be sorted.
+    return _Ordered(moments)
+
+
+class _Ordered(dict):
+    """A dictionary that keeps its order as a JAX tree."""
+
+
+jax.tree_util.register_pytree_node(
+    _Ordered,
+    lambda d: (tuple(d.values()), tuple(d.keys())),
+    lambda keys, values: _Ordered(zip(keys, values, strict=True)),
+)
+
+
+def _norm_of(conv):
+    return conv.replace("stem_conv", "stem_bn").replace("/conv", "/bn")
+
+
+def main(argv=None):
+    """Parses the options, trains what is missing, measures and publishes."""
+    parser = experiment.parser(__doc__, depths=[20, 56, 110])
+    parser.add_argument("--workdirs", nargs="+", help="existing runs instead of a grid")
+    parser.add_argument("--images", type=int, default=IMAGES, help="test images to measure on")
+    args = parser.parse_args(argv)
+    if args.workdirs:
+        runs = [{"name": Path(w).name, "seed": 0, "workdir": w} for w in args.workdirs]
+        notes = ["from existing workdirs"]
+    else:
+        grid = degradation.entries(("plain", "resnet"), args.depths)
+        runs, notes = experiment.train_grid(args, grid)
+    measured = {}
+    for run in tqdm(runs, desc="layer responses", unit="run", disable=None):
+        measured.setdefault(run["name"], []).append(responses(run["workdir"], args.images))
+    series = {
+        name: {
+            "layers": of_seeds[0]["layers"],
+            "std": np.mean([one["std"] for one in of_seeds], axis=0).tolist(),
+        }
+        for name, of_seeds in measured.items()
+    }
+    return result.publish(
+        args.out,
+        "figure7",
+        TITLE,
+        experiment.header("figure7", args, notes, runs),
+        tables(series),
+        figures=[draw(series, args.out)],
+        remarks=[
+            "The paper gives no numbers for this figure, only curves: residual networks have "
+            "smaller responses than plain ones, deeper residual networks smaller than shallow."
+        ],
+        series=series,
+    )
+
+
+def tables(series):
+    """Mean and median of the layers' standard deviations per network."""
+    rows = [
+        [name, len(one["std"]), float(np.mean(one["std"])), float(np.median(one["std"]))]
+        for name, one in series.items()
+    ]
+    columns = ["network", "3×3 layers", "mean std", "median std"]
+    return [result.table("", columns, rows)]
+
+
+def draw(series, out):
+    """Standard deviations over layers, in the original and in sorted order."""
+    plt = plots.pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    depths = sorted({_depth(name) for name in series})
+    for name, one in series.items():
+        colour = plots.COLOURS[depths.index(_depth(name)) % len(plots.COLOURS)]
+        style = {"color": colour, "ls": "--" if name.startswith("plain") else "-", "label": name}
+        for axis, values in ((axes[0], one["std"]), (axes[1], sorted(one["std"], reverse=True))):
+            axis.plot(range(1, len(values) + 1), values, lw=1.4, **style)
+    axes[0].set(title="original order", xlabel="layer index", ylabel="standard deviation")
+    axes[1].set(title="sorted by magnitude", xlabel="layer index (sorted)")
+    axes[1].legend(fontsize="small")
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.set_ylim(bottom=0)
+    return plots.save(figure, out, "figure7")
+
+
+def _depth(name):
+    numbers = re.findall(r"\d+", name)
+    return int(numbers[0]) if numbers else 0
+
+
+if __name__ == "__main__":
+    sys.exit(experiment.run(main))

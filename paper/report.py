@@ -1,0 +1,151 @@
+"""Everything that has been run, as one Markdown page and one HTML page that needs no other file.
+
+    python -m paper.report                      # reads results/, writes results/report.{md,html}
+
+Every table and figure of the paper has its place; what has not been run says so. Figures are inline
+SVG; every section names command, data, seeds, device and versions.
+"""
+
+import argparse
+import html
+import re
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from errors import UserError
+from paper import (
+    degradation,
+    experiment,
+    figure1,
+    figure4,
+    figure6,
+    figure7,
+    identity_mappings,
+    result,
+    table1,
+    table3,
+    table4,
+    table5,
+    table6,
+)
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
+th, td { padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: right }
+th:first-child, td:first-child { text-align: left }
+svg { max-width: 100%; height: auto }
+.header { color: #555; font-size: .85rem }
+.missing { color: #a00 }
+"""
+
+
+def sections():
+    """Name, title and empty tables of every part of the report, in the paper's order."""
+    plain = [f"{family}{d}" for family in ("plain", "resnet") for d in figure6.DEPTHS]
+    return [
+        ("figure1", figure1.TITLE, degradation.tables(["plain20", "plain56"], {}, [20, 56])),
+        ("table1", table1.TITLE, table1.tables({})),
+        ("figure4", figure4.TITLE, figure4.tables({})),
+        ("table3", table3.TITLE, table3.tables({})),
+        ("table4", table4.TITLE, table4.tables([])),
+        ("table5", table5.TITLE, table5.tables(None)),
+        ("figure6", figure6.TITLE, degradation.tables(plain, {}, figure6.DEPTHS)),
+        ("table6", table6.TITLE, table6.tables({})),
+        ("figure7", figure7.TITLE, []),
+        ("identity_mappings", identity_mappings.TITLE, identity_mappings.tables({})),
+    ]
+
+
+def main(argv=None):
+    """Parses the options, gathers and writes both pages."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--results", default="results", help="folder that the other commands wrote to")
+    p.add_argument("--out", help="folder of the pages; default: the same")
+    args = p.parse_args(argv)
+    out = args.out or args.results
+    markdown, body = ["# The paper's tables and figures, and ours", ""], []
+    counts = [0, 0]
+    for name, title, empty in tqdm(sections(), unit="section", disable=None):
+        found = _read(args.results, name)
+        counts[found is None] += 1
+        content = found or {"title": title, "tables": empty, "figures": [], "remarks": []}
+        markdown += [*_markdown(content, name, found is not None), ""]
+        body.append(_html(content, name, found is not None, args.results))
+    page = result.write_text(out, "report.md", "\n".join(markdown))
+    whole = (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width'>"
+        f"<title>Paper and reproduction</title><style>{STYLE}</style></head>\n"
+        "<body><h1>The paper's tables and figures, and ours</h1>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+    html_page = result.write_text(out, "report.html", whole)
+    print(f"{page}, {html_page}: {counts[0]} parts run, {counts[1]} not run.")
+
+
+def _read(folder, name):
+    content = result.read(folder, name)
+    needed = {"title", "header", "tables", "figures", "remarks"}
+    if content is not None and (not isinstance(content, dict) or not needed <= set(content)):
+        raise UserError(
+            f"{Path(folder) / name}.json: not a result of `python -m paper.{name}`; expected "
+            f"{', '.join(sorted(needed))}. Delete it and run the command again."
+        )
+    return content
+
+
+def _markdown(content, name, was_run):
+    if was_run:
+        return result.markdown(content, level=2)
+    stub = content | {"header": None}
+    return [*result.markdown_body(stub, level=2), f"**not run**: `python -m paper.{name}`"]
+
+
+def _html(content, name, was_run, folder):
+    parts = [f"<section id='{name}'><h2>{html.escape(content['title'])}</h2>"]
+    for table in content["tables"]:
+        if table["heading"]:
+            parts.append(f"<h3>{html.escape(table['heading'])}</h3>")
+        parts.append(_html_table(table))
+    parts += [_inline_svg(Path(folder) / figure, name) for figure in content["figures"]]
+    parts += [f"<p>{html.escape(remark)}</p>" for remark in content["remarks"]]
+    if was_run:
+        lines = (html.escape(line) for line in result.header_lines(content["header"]))
+        parts.append("<p class='header'>" + "<br>".join(lines) + "</p>")
+    else:
+        parts.append(f"<p class='missing'>not run: <code>python -m paper.{name}</code></p>")
+    return "\n".join([*parts, "</section>"])
+
+
+def _html_table(table):
+    def row(tag, cells):
+        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+    body = [row("td", map(result.cell, cells)) for cells in table["rows"]]
+    return "<table>" + "\n".join([row("th", table["columns"]), *body]) + "</table>"
+
+
+def _inline_svg(path, name):
+    """The drawing itself, its ids made unique in the page.
+
+    Raises:
+      UserError: the file is missing or holds no drawing.
+    """
+    try:
+        text = path.read_text()
+        drawing = text[text.index("<svg") :]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no figure ({error}); run `python -m paper.{name}`.") from error
+    drawing = re.sub(r'\bid="', f'id="{name}-', drawing)
+    drawing = re.sub(r"url\(#", f"url(#{name}-", drawing)
+    return re.sub(r'href="#', f'href="#{name}-', drawing)
+
+
+if __name__ == "__main__":
+    sys.exit(experiment.run(main))

@@ -1,0 +1,166 @@
+"""The form of a result: a header, JSON, Markdown tables, numbers side by side with the paper's."""
+
+import datetime
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+from errors import UserError
+
+NOT_RUN = "not run"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def header(*, command, dataset=None, seeds=(), scaled=()):
+    """What a reader needs to judge a number: how, when and on what it was measured."""
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    where = f"{len(devices)} × {kind}"
+    if devices[0].platform == "cpu":
+        where = f"{len(devices)} × {platform.machine()} CPU device"
+    return {
+        "command": command.strip(),
+        "date": datetime.date.today().isoformat(),
+        "device": where,
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in PACKAGES},
+        "dataset": dataset,
+        "seeds": list(seeds),
+        "scaled": list(scaled),
+    }
+
+
+def write_text(out, file_name, text):
+    """Writes `<out>/<file_name>` atomically; returns its path."""
+    path = Path(out) / file_name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"--out={out}: cannot be written ({error}).") from error
+    return path
+
+
+def read(out, name):
+    """The content of `<out>/<name>.json`, or None when there is none.
+
+    Raises:
+      UserError: the file is not JSON.
+    """
+    path = Path(out) / f"{name}.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it and run again.") from error
+
+
+def table(heading, columns, rows):
+    """A table as data: `{'heading', 'columns', 'rows'}`; rows hold texts, numbers and None."""
+    return {"heading": heading, "columns": list(columns), "rows": [list(row) for row in rows]}
+
+
+def publish(out, name, title, head, tables, *, figures=(), remarks=(), **details):
+    """Writes `<out>/<name>.json` and `.md` and prints the Markdown; returns what the JSON holds.
+
+    Args:
+      out: folder.
+      name: of the table or figure, e.g. 'figure6'.
+      title: of the page.
+      head: of `header`.
+      tables: list of `table`.
+      figures: file names in `out`.
+      remarks: sentences below the tables.
+      details: further fields of the JSON, e.g. the curves.
+    """
+    content = {
+        "title": title,
+        "header": head,
+        "tables": tables,
+        "figures": list(figures),
+        "remarks": list(remarks),
+        **details,
+    }
+    write_text(out, f"{name}.json", json.dumps(content, indent=1) + "\n")
+    text = "\n".join(markdown(content)) + "\n"
+    write_text(out, f"{name}.md", text)
+    print(text)
+    return content
+
+
+def markdown(content, level=1):
+    """Lines of Markdown of a published result."""
+    return markdown_body(content, level) + [f"- {line}" for line in header_lines(content["header"])]
+
+
+def markdown_body(content, level=1):
+    """The same without the header."""
+    lines = ["#" * level + f" {content['title']}", ""]
+    for one in content["tables"]:
+        if one["heading"]:
+            lines += ["#" * (level + 1) + f" {one['heading']}", ""]
+        lines += [*_markdown_table(one["columns"], one["rows"]), ""]
+    for figure in content["figures"]:
+        lines += [f"![{content['title']}]({figure})", ""]
+    for remark in content["remarks"]:
+        lines += [remark, ""]
+    return lines
+
+
+def header_lines(head):
+    """The header as sentences, for people."""
+    versions = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
+    return [
+        f"command: `{head['command']}`",
+        f"date: {head['date']}; device: {head['device']}; {versions}",
+        f"data: {head['dataset'] or 'none'}; seeds: {', '.join(map(str, head['seeds'])) or 'none'}",
+        "differs from the paper: " + ("; ".join(head["scaled"]) or "nothing"),
+    ]
+
+
+def _markdown_table(columns, rows):
+    body = [[cell(value) for value in row] for row in rows]
+    widths = [max(len(line[i]) for line in ([columns, *body])) for i in range(len(columns))]
+    lines = [_row(columns, widths), "|" + "|".join(_rule(w, i) for i, w in enumerate(widths)) + "|"]
+    return lines + [_row(line, widths) for line in body]
+
+
+def _row(cells, widths):
+    padded = [
+        text.ljust(width) if i == 0 else text.rjust(width)
+        for i, (text, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "| " + " | ".join(padded) + " |"
+
+
+def _rule(width, index):
+    return "-" * (width + 2) if index == 0 else "-" * (width + 1) + ":"
+
+
+def cell(value):
+    """Text of a table cell: None is '–', floats have two decimals."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def ours(summary):
+    """'8.75 ± 0.12' over seeds, '8.75' for one run, 'not run' for None."""
+    if summary is None:
+        return NOT_RUN
+    if summary["std"] is None:
+        return f"{summary['mean']:.2f}"
+    return f"{summary['mean']:.2f} ± {summary['std']:.2f}"
+
+
+def difference(summary, paper):
+    """Mean − paper in points with a sign, or None when either is not a number."""
+    if summary is None or not isinstance(paper, int | float):
+        return None
+    return f"{summary['mean'] - paper:+.2f}"

@@ -1,0 +1,119 @@
+"""Table 1: the ImageNet architectures, counted from the modules themselves (section 3.3, 4.1).
+
+python -m paper.table1
+
+Multiply-adds of one 224×224 image in convolutions and the head, which the paper calls FLOPs.
+Nothing is trained and no weight is allocated.
+"""
+
+import argparse
+import sys
+
+from tqdm import tqdm
+
+import models
+from configs import common
+from models.resnet import architecture
+from models.summary import summary
+from paper import experiment, numbers, result
+
+TITLE = "Table 1: architectures, parameters and multiply-adds"
+DEPTHS = [18, 34, 50, 101, 152]
+PLAIN = (18, 34)  # the plain networks of the paper
+SIZE, CLASSES = 224, 1000
+STAGES = ("stem_conv", "stage1", "stage2", "stage3", "stage4", "head")
+
+
+def main(argv=None):
+    """Parses the options, counts and publishes."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
+    p.add_argument("--out", default="results", help="folder of the JSON and Markdown")
+    args = p.parse_args(argv)
+    counted = {}
+    wanted = [(f"plain{depth}", depth, False) for depth in args.depths if depth in PLAIN]
+    wanted += [(f"resnet{depth}", depth, True) for depth in args.depths]
+    for name, depth, residual in tqdm(wanted, unit="network", disable=None):
+        counted[name] = count(depth, residual)
+    return result.publish(
+        args.out,
+        "table1",
+        TITLE,
+        experiment.header("table1", args, []),
+        tables(counted),
+        remarks=[
+            "VGG's numbers are the paper's (section 3.3), for comparison; the rest is counted."
+        ],
+        counted=counted,
+    )
+
+
+def count(depth, residual=True):
+    """Blocks, parameters and multiply-adds of one network, in all and of every stage."""
+    config = common.imagenet(f"{'resnet' if residual else 'plain'}{depth}").model
+    rows = summary(models.create(config, CLASSES), (SIZE, SIZE, 3))
+    config.downsample_in = "3x3"
+    later = summary(models.create(config, CLASSES), (SIZE, SIZE, 3))
+    stages = {}
+    for stage in STAGES:
+        mine = [row for row in rows if row.name.split("/")[0] == stage]
+        stages[stage] = {
+            "output": list(mine[-1].output_shape),
+            "multiply_adds": sum(row.multiply_adds for row in mine),
+        }
+    return {
+        "depth": depth,
+        "blocks": list(architecture("imagenet", depth).stage_sizes),
+        "parameters": sum(row.parameters for row in rows),
+        "multiply_adds": sum(row.multiply_adds for row in rows),
+        "v1.5": sum(row.multiply_adds for row in later),
+        "stages": stages,
+    }
+
+
+def tables(counted):
+    """Networks beside the paper's multiply-adds; output size and multiply-adds of every stage."""
+    rows = []
+    for name in counted or [f"resnet{depth}" for depth in DEPTHS]:
+        one = counted.get(name)
+        depth = int(name.removeprefix("plain").removeprefix("resnet"))
+        paper = numbers.TABLE1_MULTIPLY_ADDS.get(depth) if name.startswith("resnet") else None
+        if one is None:
+            rows.append([name, None, None, result.NOT_RUN, None, paper / 1e9, None])
+            continue
+        ours = one["multiply_adds"]
+        rows.append(
+            [
+                name,
+                ", ".join(map(str, one["blocks"])),
+                f"{one['parameters']:,}",
+                f"{ours / 1e9:.3f}",
+                f"{one['v1.5'] / 1e9:.3f}",
+                f"{paper / 1e9:.1f}" if paper else None,
+                f"{100 * (ours / paper - 1):+.1f} %" if paper else None,
+            ]
+        )
+    rows += [
+        [f"VGG-{depth}", None, None, None, None, f"{number / 1e9:.1f}", None]
+        for depth, number in numbers.VGG_MULTIPLY_ADDS.items()
+    ]
+    columns = ["network", "blocks", "parameters", "10⁹ multiply-adds", "stride in 3×3 (v1.5)"]
+    listed = [result.table("", [*columns, "paper", "difference"], rows)]
+    if counted:
+        rows = [
+            [name]
+            + [
+                f"{s['output'][0] if len(s['output']) == 3 else 1}², {s['multiply_adds'] / 1e6:.0f}"
+                for s in (one["stages"][stage] for stage in STAGES)
+            ]
+            for name, one in counted.items()
+        ]
+        heading = "Output size and 10⁶ multiply-adds of every part"
+        listed.append(result.table(heading, ["network", *STAGES], rows))
+    return listed
+
+
+if __name__ == "__main__":
+    sys.exit(experiment.run(main))

@@ -1,0 +1,48 @@
+"""Table 4: best single models, multi-scale fully convolutional testing, from given workdirs.
+
+python -m paper.table4 --workdirs runs/resnet50 runs/resnet101 runs/resnet152
+
+Section 4.1: the network is applied to the whole image with its shorter side at each of 224, 256,
+384, 480 and 640 pixels, mirrored too, and the scores are averaged.
+"""
+
+import sys
+
+from paper import experiment, from_workdirs, numbers, result
+
+TITLE = "Table 4: best single models"
+
+
+def main(argv=None):
+    """Parses the options, tests every workdir and publishes."""
+    args = from_workdirs.parser(__doc__).parse_args(argv)
+    measured = from_workdirs.each(args, "table4")
+    return result.publish(
+        args.out,
+        "table4",
+        TITLE,
+        experiment.header("table4", args, from_workdirs.notes(args, measured)),
+        tables(measured),
+        measured=measured,
+    )
+
+
+def tables(measured):
+    """Top-1 and top-5 error of every workdir and of the paper's networks."""
+    rows, used = [], set()
+    for one in measured:
+        paper1, paper5 = numbers.TABLE4.get(one["name"], (None, None))
+        used.add(one["name"])
+        top1, top5 = 100 * one["top1_error"], 100 * one["top5_error"]
+        gap = f"{top1 - paper1:+.2f}" if paper1 else None
+        rows.append([f"{one['name']} ({one['workdir']})", top1, top5, paper1, paper5, gap])
+    for name, (paper1, paper5) in numbers.TABLE4.items():
+        if name not in used:
+            ours = result.NOT_RUN if name.startswith("resnet") else None
+            rows.append([name, ours, ours, paper1, paper5, None])
+    columns = ["network", "top-1 (%)", "top-5 (%)", "paper's top-1", "paper's top-5", "difference"]
+    return [result.table("", columns, rows)]
+
+
+if __name__ == "__main__":
+    sys.exit(experiment.run(main))

@@ -1,0 +1,65 @@
+"""Table 6: test error and parameters of the CIFAR networks of 20 to 1202 layers (section 4.2).
+
+python -m paper.table6 --dataset=cifar10 --seeds 0 1 2 3 4
+python -m paper.table6 --dataset=digits --depths 20 32 --steps=300
+"""
+
+import sys
+
+import models
+from models.summary import count_parameters
+from paper import experiment, numbers, result
+
+DEPTHS = [20, 32, 44, 56, 110, 1202]
+TITLE = "Table 6: residual networks of 20 to 1202 layers"
+
+
+def main(argv=None):
+    """Parses the options, trains the grid and publishes."""
+    args = experiment.parser(__doc__, depths=DEPTHS).parse_args(argv)
+    grid = [experiment.Entry(f"resnet{depth}", f"resnet{depth}") for depth in args.depths]
+    runs, notes = experiment.train_grid(args, grid)
+    summary = experiment.summarise(runs)
+    mean, std = numbers.TABLE6_RESNET110
+    return result.publish(
+        args.out,
+        "table6",
+        TITLE,
+        experiment.header("table6", args, notes, runs),
+        tables(summary),
+        remarks=[f"The paper's 110 layers: the best of five runs; their mean is {mean} ± {std} %."],
+        summary=summary,
+        runs=runs,
+    )
+
+
+def tables(summary):
+    """Networks with parameters (counted from the module) and errors, ours and the paper's."""
+    rows = []
+    for name in dict.fromkeys([*numbers.TABLE6, *summary]):
+        mine, paper = summary.get(name), numbers.TABLE6.get(name)
+        best = min(mine["errors"]) if mine else None
+        rows.append(
+            [
+                name,
+                parameters(name),
+                numbers.TABLE6_PARAMETERS.get(name),
+                result.ours(mine),
+                best,
+                paper,
+                result.difference(mine, paper),
+            ]
+        )
+    rows += [[n, None, None, None, None, e, None] for n, e in numbers.TABLE6_OTHERS.items()]
+    columns = ["network", "parameters", "paper (10⁶)", "test error (%)", "best run", "paper (%)"]
+    return [result.table("", [*columns, "difference"], rows)]
+
+
+def parameters(name):
+    """Trained parameters of a CIFAR network for 32×32 colour images, with separators."""
+    config, _ = experiment.recipe("cifar10", name)
+    return f"{count_parameters(models.create(config.model, 10), (32, 32, 3)):,}"
+
+
+if __name__ == "__main__":
+    sys.exit(experiment.run(main))

@@ -1,0 +1,288 @@
+"""Prepares a data set for training: archives → array_record, by TFDS's own builders.
+
+    python prepare_data.py imagenet2012 --from DIR       # DIR holds ILSVRC2012's two tar files
+    python prepare_data.py cifar10                       # downloads, where the network allows it
+    python prepare_data.py imagenet2012 --convert --from OLD_DATA_DIR   # TFRecord → array_record
+
+TensorFlow is not needed. An interrupted preparation is started again by the same command.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import shutil
+import socket
+import sys
+import tarfile
+import urllib.parse
+import urllib.request
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+from data import index_cache
+from errors import UserError
+
+
+class DataSet(NamedTuple):
+    """What this program knows beyond TFDS: records of the complete set, and the config to use."""
+
+    records: dict[str, int]
+    config: str
+
+
+DATA_SETS = {
+    "imagenet2012": DataSet({"train": 1_281_167, "validation": 50_000}, "resnet50"),
+    "cifar10": DataSet({"train": 50_000, "test": 10_000}, "cifar10"),
+    "cifar100": DataSet({"train": 50_000, "test": 10_000}, "cifar100"),
+    "fashion_mnist": DataSet({"train": 60_000, "test": 10_000}, "fashion_mnist"),
+    "mnist": DataSet({"train": 60_000, "test": 10_000}, "fashion_mnist"),
+}
+IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+# sha256 of the decompressed IDX files. Debian's archives hold the original deflate streams under
+# other gzip headers: with the original name and time put back they have TFDS's checksums.
+IDX_CONTENT = {
+    "fashion_mnist": {
+        "train-images": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    }
+}
+_ARCHIVE_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, AssertionError, ValueError)
+
+
+def prepare(name: str, source: Path | None, data_dir: Path):
+    """Prepares a data set as array_record in `data_dir`; nothing happens when it is there already.
+
+    Args:
+      name: one of DATA_SETS.
+      source: directory of the archives; None to download them (or, for fashion_mnist, to take
+        Debian's).
+      data_dir: TFDS's data directory.
+    Returns:
+      The TFDS builder of the prepared data set.
+    Raises:
+      UserError: unknown name; archives that are missing, damaged or another data set's; no
+        network.
+    """
+    import tensorflow_datasets as tfds  # seconds to import: not for --help
+
+    from data import tfds_hook
+
+    if name not in DATA_SETS:
+        raise UserError(f"unknown data set {name!r}; expected one of {', '.join(DATA_SETS)}")
+    with tfds_hook.without_tensorflow():
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        if builder.info.splits:
+            return builder
+        if name == "fashion_mnist" and source is None and DEBIAN_FASHION_MNIST.is_dir():
+            source = DEBIAN_FASHION_MNIST
+        if source is None and name == "imagenet2012":
+            raise UserError(
+                "imagenet2012 cannot be downloaded without an account: get "
+                f"{' and '.join(IMAGENET_ARCHIVES)} from https://image-net.org/download-images, "
+                "then run\n  python prepare_data.py imagenet2012 --from DIR"
+            )
+        if source is None:
+            _check_network(builder)
+        downloads = data_dir / "downloads" / name
+        with _alone(downloads):
+            version = Path(builder.data_path)
+            for leftover in version.parent.glob(f"incomplete.*_{version.name}"):
+                shutil.rmtree(leftover)  # of an interrupted preparation
+            _run(builder, source, downloads)
+    return builder
+
+
+@contextlib.contextmanager
+def _alone(downloads: Path):
+    """Holds the lock of this data set, which ends with the process."""
+    downloads.mkdir(parents=True, exist_ok=True)
+    with open(downloads / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is preparing {downloads.name}; wait for it"
+            ) from error
+        yield
+
+
+def _run(builder, source: Path | None, downloads: Path) -> None:
+    """Runs the builder on verified archives.
+
+    Directories of its own for each data set, and new ones each time: mnist and fashion_mnist
+    share file names, and TFDS would take what it once extracted from one for the other.
+    """
+    import tensorflow_datasets as tfds
+
+    from data import tfds_hook
+
+    manual, extracted = downloads / "manual", downloads / "extracted"
+    for stale in (manual, extracted):
+        shutil.rmtree(stale, ignore_errors=True)
+        stale.mkdir()
+    try:
+        repacked = _stage(builder, source, manual) if source else {}
+        config = tfds.download.DownloadConfig(
+            manual_dir=manual, extract_dir=extracted, try_download_gcs=False
+        )
+        with tfds_hook.accepting(builder, repacked):
+            builder.download_and_prepare(
+                download_dir=downloads, download_config=config, file_format="array_record"
+            )
+    except UserError:
+        raise
+    except _ARCHIVE_ERRORS as error:
+        raise UserError(_what_failed(builder, source, error)) from error
+    finally:
+        shutil.rmtree(extracted, ignore_errors=True)
+        shutil.rmtree(manual, ignore_errors=True)
+
+
+def _check_network(builder) -> None:
+    """Fails at once where TFDS would try again for minutes; a proxy has its own names."""
+    host = urllib.parse.urlsplit(next(iter(builder.url_infos))).hostname
+    if not urllib.request.getproxies():
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as error:
+            raise UserError(_what_failed(builder, None, error)) from error
+
+
+def _what_failed(builder, source: Path | None, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if source:
+        return f"{builder.name}: cannot prepare from {source}: {reason}; is an archive damaged?"
+    urls = "\n  ".join(builder.url_infos)
+    return (
+        f"{builder.name}: download failed ({reason}). On a machine with a network, fetch\n  {urls}"
+        f"\nthen run\n  python prepare_data.py {builder.name} --from DIR"
+    )
+
+
+def _stage(builder, source: Path, manual: Path) -> dict[str, Path]:
+    """Links the verified archives into `manual`; returns those repacked (URL → path)."""
+    name = builder.name
+    if not source.is_dir():
+        raise UserError(f"--from {source}: no such directory")
+    wanted = {info.filename: url for url, info in builder.url_infos.items()}
+    if name == "imagenet2012":
+        wanted = dict.fromkeys(IMAGENET_ARCHIVES, "")
+    missing = [filename for filename in wanted if not (source / filename).is_file()]
+    if missing:
+        raise UserError(f"{source} lacks {', '.join(missing)}; {name} needs {', '.join(wanted)}")
+    repacked = {}
+    for filename, url in wanted.items():
+        archive = (source / filename).resolve()
+        (manual / filename).symlink_to(archive)
+        # ImageNet's tars take many minutes to hash; TFDS finds damage in reading them.
+        if url and not _verify(builder, archive, url):
+            repacked[url] = manual / filename
+    return repacked
+
+
+def _verify(builder, archive: Path, url: str) -> bool:
+    """Whether this is TFDS's archive byte for byte; False when only the content is the same.
+
+    Raises:
+      UserError: when it is neither.
+    """
+    info = builder.url_infos[url]
+    with open(archive, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest == info.checksum:
+        return True
+    content = IDX_CONTENT.get(builder.name, {}).get(info.filename.split("-idx")[0])
+    try:
+        with gzip.open(archive) as file:
+            if content and hashlib.file_digest(file, "sha256").hexdigest() == content:
+                return False
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{archive} is damaged: {error}; fetch {url} again") from error
+    raise UserError(
+        f"{archive} is not {builder.name}'s {info.filename} (sha256 {digest[:16]}…, expected "
+        f"{info.checksum[:16]}…): damaged, or another data set's; fetch {url}"
+    )
+
+
+def convert(name: str, source: Path, data_dir: Path):
+    """Converts a data set that TFDS prepared as TFRecord to array_record in `data_dir`.
+
+    Args:
+      name: TFDS name of the data set, not only one of DATA_SETS.
+      source: the data directory that holds it, or its version directory.
+      data_dir: the data directory to write.
+    Returns:
+      The TFDS builder of the converted data set.
+    Raises:
+      UserError: not found, not TFRecord, or damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    from data import tfrecord
+
+    found = sorted(source.glob("dataset_info.json")) or sorted(
+        (source / name).glob("**/dataset_info.json"), key=lambda path: path.stat().st_mtime
+    )
+    if not found:
+        raise UserError(f"no prepared {name} in {source}: expected {source / name}/VERSION/")
+    version = found[-1].parent
+    parts = version.parts
+    below = Path(*parts[parts.index(name) :]) if name in parts else Path(name, version.name)
+    tfrecord.convert(version, data_dir / below)
+    return tfds.builder_from_directory(data_dir / below)
+
+
+def report(builder, data_dir: Path) -> str:
+    """What was prepared, how many records, and the config that uses it."""
+    known = DATA_SETS.get(builder.name, DataSet({}, "resnet50"))
+    lines = [f"{builder.name} {builder.version} is prepared in {builder.data_path}"]
+    for split, info in builder.info.splits.items():
+        line = f"  {split:<12}{info.num_examples:>12,} records"
+        expected = known.records.get(split)
+        if expected not in (None, info.num_examples):
+            line += f"  (the complete set has {expected:,}: are the archives complete?)"
+        lines.append(line)
+    missing = [split for split in known.records if split not in builder.info.splits]
+    lines += [f"  {split:<12}     missing" for split in missing]
+    dataset = f"tfds:{builder.name}" if known.config == "resnet50" else builder.name
+    command = f"python main.py --config=configs/{known.config}.py --config.dataset={dataset}"
+    lines += ["use it with", f"  {command} --config.data_dir={data_dir} --workdir=DIR"]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help=", ".join(DATA_SETS))
+    source_help = "directory of the archives (with --convert: of the TFRecord files)"
+    parser.add_argument("--from", dest="source", type=Path, metavar="DIR", help=source_help)
+    parser.add_argument("--data_dir", default="", help="where to write; default: TFDS's")
+    convert_help = "convert a set that is prepared as TFRecord to array_record"
+    parser.add_argument("--convert", action="store_true", help=convert_help)
+    options = parser.parse_args(arguments)
+    data_dir = index_cache.data_directory(options.data_dir).absolute()
+    source = options.source.expanduser().absolute() if options.source else None
+    try:
+        if options.convert:
+            if source is None:
+                raise UserError("--convert needs --from DIR, where the TFRecord files lie")
+            builder = convert(options.name, source, data_dir)
+        else:
+            builder = prepare(options.name, source, data_dir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(report(builder, data_dir))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,229 @@
+"""The processes of a run: joining them, what they must agree on, and how signals end them.
+
+Exit status of a run that a signal ended: 128 + its number (SIGINT 130, SIGTERM 143).
+"""
+
+import collections
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from errors import UserError
+
+HEARTBEAT_TIMEOUT_S = 60  # after which a process that hangs counts as dead
+HANDLED = (signal.SIGINT, signal.SIGTERM)
+LAG = 2  # calls after which processes read each other's signals, so that none waits for another
+# The environments from which jax.distributed knows the run: the number of processes, and another
+# variable that is only set inside one of them.
+CLUSTERS = (
+    ("SLURM_NTASKS", "SLURM_STEP_NODELIST"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+)
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; everything up to `step` is saved."""
+
+    def __init__(self, step, signum):
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
+        self.step = step
+        self.signum = signum
+
+
+def in_cluster():
+    """Whether Slurm (srun) or Open MPI (mpirun) started this process as one of several."""
+    return any(int(os.environ.get(n, 1)) > 1 and v in os.environ for n, v in CLUSTERS)
+
+
+def join(coordinator_address="", num_processes=0, process_id=-1, multihost=False):
+    """Makes this process one of a run of several; does nothing for a run of one.
+
+    What is left out comes from the cluster's environment; `multihost` says that there is one that
+    JAX itself recognises (a TPU pod slice, Kubernetes). A process that dies ends the others
+    within `HEARTBEAT_TIMEOUT_S`.
+
+    Raises:
+      UserError: the numbers do not fit together, or the first process cannot be reached.
+    """
+    if num_processes > 1 and not coordinator_address and not in_cluster():
+        raise UserError(
+            f"--num_processes={num_processes} without --coordinator_address: expected host:port of "
+            "process 0 (outside Slurm and Open MPI nothing else tells it)."
+        )
+    if coordinator_address and ":" not in coordinator_address:
+        raise UserError(f"--coordinator_address={coordinator_address}: expected host:port.")
+    if coordinator_address and not in_cluster() and not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id={process_id} with --num_processes={num_processes}: expected a number "
+            "from 0 to one below --num_processes, another on each process."
+        )
+    if not coordinator_address and not in_cluster() and not multihost:
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Its own handler would swallow a SIGTERM that comes before `Signals`.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator_address or None,
+            num_processes or None,
+            process_id if process_id >= 0 else None,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the processes of this run could not be joined ({_line(error)}); see that process 0 "
+            "runs at --coordinator_address and that all were started with the same --num_processes."
+        ) from error
+
+
+def shared_failure(error):
+    """Whether an error of JAX says that another process is gone."""
+    signs = ("gloo", "nccl", "connection", "coordination", "heartbeat", "unavailable")
+    return jax.process_count() > 1 and any(sign in str(error).lower() for sign in signs)
+
+
+class Signals:
+    """Turns the first SIGINT or SIGTERM into `received`; a second SIGINT ends the process at once.
+
+    A thread reads the signals, since Python's own handlers wait while the main thread is inside a
+    compilation or waits for the device. While `nothing_to_lose` the first signal ends the process.
+    """
+
+    def __init__(self, nothing_to_lose=False):
+        self.received = 0
+        self.nothing_to_lose = nothing_to_lose
+        self._previous = {}
+
+    def __enter__(self):
+        if threading.current_thread() is not threading.main_thread():
+            return self  # a notebook's worker: signals stay as they are
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._previous = {n: signal.signal(n, lambda *_: None) for n in HANDLED}
+        self._previous_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+        return self
+
+    def _watch(self, reader):
+        with open(reader, "rb", buffering=0) as pipe:
+            while number := pipe.read(1):
+                if number[0] in HANDLED:
+                    self._receive(number[0])
+
+    def _receive(self, signum):
+        if self.nothing_to_lose or (self.received and signum == signal.SIGINT):
+            name = signal.Signals(signum).name
+            os.write(2, f"\nended by {name}; run the same command to continue.\n".encode())
+            os._exit(128 + signum)
+        self.received = self.received or signum
+
+    def __exit__(self, *exc):
+        if self._previous:
+            signal.set_wakeup_fd(self._previous_fd)
+            for signum, handler in self._previous.items():
+                signal.signal(signum, handler)
+            os.close(self._writer)
+
+
+class Stop:
+    """Asks whether to stop: the number of the signal, or 0, the same on every process.
+
+    Every process makes the same calls in the same order. On several processes an answer is `LAG`
+    calls old, so that asking waits for nothing; on one it is a look at `signals.received`.
+    """
+
+    def __init__(self, signals, mesh):
+        self._signals = signals
+        self._pending = collections.deque()
+        self._alone = jax.process_count() == 1
+        self._mine = len(mesh.local_devices)
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._largest = jax.jit(
+            lambda flags: flags.max(), out_shardings=NamedSharding(mesh, PartitionSpec())
+        )
+
+    def __call__(self):
+        if self._alone:
+            return self._signals.received
+        flags = np.full(self._mine, self._signals.received, np.int32)
+        flags = jax.make_array_from_process_local_data(self._sharding, flags)
+        self._pending.append(self._largest(flags))
+        if len(self._pending) <= LAG:
+            return 0
+        return int(self._pending.popleft().addressable_data(0))
+
+
+def from_first(read):
+    """What `read()` returns on the first process, bit for bit on every process, or its UserError.
+
+    Args:
+      read: returns `(arrays, facts)`: a dictionary of NumPy arrays and what JSON can hold.
+    """
+    if jax.process_count() == 1:
+        return read()
+    message, arrays = {}, {}
+    if jax.process_index() == 0:
+        try:
+            arrays, facts = read()
+            kinds = {name: (str(a.dtype), a.shape) for name, a in arrays.items()}
+            message = {"facts": facts, "arrays": kinds}
+        except UserError as error:
+            message = {"refused": str(error)}
+    text = json.dumps(message).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    message = json.loads(_broadcast(text, size))
+    if "refused" in message:
+        raise UserError(message["refused"])
+    received = {}
+    for name, (dtype, shape) in message["arrays"].items():
+        size = np.dtype(dtype).itemsize * int(np.prod(shape))
+        sent = _broadcast(arrays[name].tobytes() if arrays else b"", size)
+        received[name] = np.frombuffer(sent, dtype).reshape(shape)
+    return received, message["facts"]
+
+
+def _broadcast(value, size):
+    """The first process's bytes. Summed as bytes and not as floats, so that −0.0 stays −0.0."""
+    mine = np.frombuffer(value, np.uint8) if jax.process_index() == 0 else np.zeros(size, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(mine), np.uint8).tobytes()
+
+
+@contextlib.contextmanager
+def failures_named():
+    """Turns an error of JAX that says that another process is gone into a UserError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not shared_failure(error):
+            raise
+        raise UserError(
+            f"another process of this run has ended or cannot be reached ({_line(error)}). Run the "
+            "same command on every process again: it continues from the last checkpoint."
+        ) from error
+
+
+@contextlib.contextmanager
+def ended_by_errors():
+    """Of several processes, ends this one at once on an error, with its message and status 1.
+
+    An orderly exit would wait for the others, and they for this one.
+    """
+    try:
+        yield
+    except UserError as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _line(error):
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -1,0 +1,38 @@
+"""Every test runs on two virtual CPU devices with JAX at its strictest."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# The second flag halves the time that compiling takes, and compiling is what tests do most.
+UNOPTIMISED = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=2 {UNOPTIMISED}"
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# grain reads absl's flags, which pytest never parses.
+if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["pytest"])
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A TFDS folder shared by the session, so that digits is prepared once."""
+    return str(tmp_path_factory.mktemp("tensorflow_datasets"))
+
+
+@pytest.fixture
+def tiny(data_dir):
+    """A digits config that trains in a second or two: ResNet-8, 4 channels, 12 steps of 32."""
+    from configs import digits
+
+    config = digits.get_config("resnet8,paper")
+    config.data_dir = data_dir
+    config.model.width = 4
+    config.update(batch_size=32, num_steps=12, log_every=4, checkpoint_every=4, tensorboard=False)
+    config.optim.boundaries = (6, 9)
+    config.eval.batch_size = 300
+    return config

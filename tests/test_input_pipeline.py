@@ -1,0 +1,115 @@
+"""Order, splits and padding of the device-resident path; feeding devices."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import input_pipeline
+from errors import UserError
+from input_pipeline import make_mesh, open_data
+
+
+def draw(config, mesh, steps):
+    """Labels and images of some global batches, drawn in the given order of steps."""
+    data = open_data(config, mesh)
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), P(), P()),
+        out_specs=(P(), P("data")),
+        check_vma=False,
+    )
+    def one(order, step, arrays):
+        return data.draw(order, step, arrays)
+
+    order, batches = data.initial_order(), []
+    for step in steps:
+        order, batch = one(order, step, next(data.feed(0)))
+        batches.append(jax.tree.map(np.asarray, batch))
+    return batches
+
+
+def test_batches_are_a_function_of_seed_and_step(tiny):
+    steps = [0, 1, 27, 28, 60]  # 28 steps an epoch: the order crosses two boundaries
+    on_two = draw(tiny, make_mesh(), steps)
+    on_one = draw(tiny, make_mesh(jax.devices()[:1]), steps)
+    backwards = draw(tiny, make_mesh(), steps[::-1])[::-1]
+    for a, b, c in zip(on_two, on_one, backwards, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+        jax.tree.map(np.testing.assert_array_equal, a, c)
+    tiny.seed = 1
+    assert not np.array_equal(draw(tiny, make_mesh(), [0])[0]["image"], on_two[0]["image"])
+
+
+def test_an_epoch_shows_each_image_at_most_once(tiny):
+    data = open_data(tiny, make_mesh())
+    batches = draw(tiny, make_mesh(), range(data.steps_per_epoch))
+    images = np.concatenate([batch["image"].reshape(len(batch["image"]), -1) for batch in batches])
+    stored = next(data.feed(0))["image"]
+    stored = np.asarray(stored).reshape(len(stored), -1)
+    counts = {}
+    for row in stored:
+        counts[row.tobytes()] = counts.get(row.tobytes(), 0) + 1
+    for row in images:
+        counts[row.tobytes()] -= 1
+    assert min(counts.values()) >= 0
+    assert sum(counts.values()) == 898 % 32
+
+
+def test_validation_is_held_out(tiny):
+    tiny.data.validation_size = 98
+    data = open_data(tiny, make_mesh())
+    assert data.facts.num_train == 800
+    assert data.split_size("validation") == 98
+    assert data.split_size("test") == 899
+
+
+def test_evaluation_shows_every_image_once(tiny):
+    tiny.eval.batch_size = 250
+    data = open_data(tiny, make_mesh())
+    batches = list(data.evaluation("test"))
+    assert [batch["valid"].sum() for batch in batches] == [250, 250, 250, 149]
+    assert {batch["image"].shape for batch in batches} == {(250, 8, 8, 1)}
+
+
+def test_facts_survive_the_workdir(tiny, tmp_path):
+    facts = open_data(tiny, make_mesh()).facts
+    facts.save(tmp_path)
+    loaded = input_pipeline.Facts.load(tmp_path)
+    assert loaded.label_names == tuple("0123456789")
+    np.testing.assert_array_equal(loaded.normalization.mean, facts.normalization.mean)
+    assert loaded.image_shape == (8, 8, 1)
+    (tmp_path / "data.json").write_text("{")
+    with pytest.raises(UserError, match=r"data\.json"):
+        input_pipeline.Facts.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("dataset", "imagenet", "imagenet"),
+        ("data.validation_size", 898, "validation_size=898"),
+        ("data.normalization", "zscore", "zscore"),
+        ("augment.kind", "scale_jitter", "scale_jitter"),
+        ("eval.batch_size", 3, "eval.batch_size=3"),
+        ("data.test_split", "holdout", "holdout"),
+    ],
+)
+def test_errors_name_the_value(tiny, field, value, named):
+    with tiny.unlocked():
+        tiny.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=named):
+        open_data(tiny, make_mesh()).split_size("test")
+
+
+def test_unprepared_set_says_how_to_prepare_it(tiny, tmp_path):
+    tiny.update(dataset="cifar10", data_dir=str(tmp_path))
+    with pytest.raises(UserError) as error:
+        open_data(tiny, make_mesh())
+    assert len(str(error.value).splitlines()) == 2
+    assert "python prepare_data.py cifar10" in str(error.value)

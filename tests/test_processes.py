@@ -1,0 +1,134 @@
+"""Two processes of one device each: real ones, joined by gloo, as on two machines."""
+
+import json
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import input_pipeline
+import processes
+import run_log
+import train
+from benchmarks import faults
+from checkpoint import FOLDER, Checkpoints
+from configs import digits
+from errors import UserError
+
+OPTIONS = {
+    "model.width": 4,
+    "batch_size": 32,
+    "num_steps": 400,
+    "log_every": 10,
+    "eval_every": 100,
+    "checkpoint_every": 50,
+    "tensorboard": False,
+    "data.validation_size": 98,
+    "optim.ema_decay": 0.9,
+}
+
+
+@pytest.fixture
+def options(data_dir):
+    """The run of this file, as flags."""
+    return OPTIONS | {"data_dir": data_dir}
+
+
+def config_of(options):
+    config = digits.get_config("resnet8,paper")
+    config.update_from_flattened_dict(options)
+    return config
+
+
+def test_two_processes_stop_at_the_same_step_go_on_and_equal_one_process(options, tmp_path):
+    together, alone = tmp_path / "two", tmp_path / "one"
+    runs = faults.pair(together, options)
+    assert runs[0].wait_until(lambda: faults.last_step(together) >= 10), runs[0].said()
+    runs[1].kill(signal.SIGTERM)
+    assert [run.wait() for run in runs] == [143, 143], runs[0].said()
+    assert Checkpoints(together, read_only=True).steps()[-1] < 400
+    runs = faults.pair(together, options)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].said()
+    assert "Continuing after step" in runs[0].said()
+    train.train(config_of(options), alone)  # one process, two devices
+    assert faults.differences(together, alone) == []
+
+
+def test_the_peer_of_a_killed_process_ends_with_a_message(options, tmp_path):
+    runs = faults.pair(tmp_path / "dead", options | {"num_steps": 100_000})
+    assert runs[0].wait_until(lambda: faults.last_step(runs[0].workdir) >= 10), runs[0].said()
+    runs[1].kill(signal.SIGKILL)
+    assert runs[0].wait(processes.HEARTBEAT_TIMEOUT_S + 60) != 0
+    assert "another process of this run has ended" in runs[0].said()
+
+
+@pytest.fixture(scope="module")
+def half_way(data_dir, tmp_path_factory):
+    """A run on two devices, and a copy of it as it was after half of its steps."""
+    options = OPTIONS | {"data_dir": data_dir, "model.sync_bn": True}
+    options |= {"num_steps": 8, "checkpoint_every": 4, "log_every": 2, "data.validation_size": 0}
+    whole = tmp_path_factory.mktemp("whole")
+    train.train(config_of(options), whole)
+    half = shutil.copytree(whole, tmp_path_factory.mktemp("half") / "run")
+    shutil.rmtree(half / FOLDER / "8")
+    lines = [line for line in run_log.read_lines(half / run_log.METRICS) if line["step"] <= 4]
+    (half / run_log.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return options, whole, half
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_checkpoint_goes_on_with_another_number_of_devices(half_way, tmp_path, devices):
+    """With BN over all devices the numbers are the same up to the order of sums."""
+    options, whole, half = half_way
+    workdir = shutil.copytree(half, tmp_path / "run")
+    if devices == 1:
+        train.train(config_of(options), workdir, input_pipeline.make_mesh(jax.devices()[:1]))
+    else:
+        run = faults.Run(workdir, options, devices=devices)
+        assert run.wait() == 0, run.said()
+    pairs = zip(*(run_log.read_lines(w / run_log.METRICS) for w in (workdir, whole)), strict=True)
+    for found, expected in pairs:
+        assert (found["step"], found["split"]) == (expected["step"], expected["split"])
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
+
+
+# ---- Flags and environments
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("", 2, 0), "without --coordinator_address"),
+        (("localhost", 2, 0), "expected host:port"),
+        (("localhost:1", 2, 2), "--process_id=2 with --num_processes=2"),
+        (("localhost:1", 2, -1), "--process_id=-1"),
+        (("localhost:1", 0, 0), "--num_processes=0"),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_refused(flags, named):
+    with pytest.raises(UserError, match=named):
+        processes.join(*flags)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "8"}, False),  # inside salloc, but not started by srun
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "n[1-2]"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, True),
+    ],
+)
+def test_a_cluster_is_recognised_by_its_environment(monkeypatch, environment, expected):
+    for name in {name for names in processes.CLUSTERS for name in names}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: joined.append(a))
+    monkeypatch.setattr(jax.config, "update", lambda *a: None)
+    processes.join()
+    assert joined == ([(None, None, None)] if expected else [])

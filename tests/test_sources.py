@@ -1,0 +1,348 @@
+"""Sources: folders as torchvision reads them, TFDS as array_record and as TFRecord."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import folder, index_cache, tfrecord
+from data.decode import decode
+from data.sources import open_source
+from errors import UserError
+from tests import ilsvrc
+
+# Written by TensorFlow 2.21's tf.io.TFRecordWriter: b"", b"first", b"second record".
+TENSORFLOW_WROTE = bytes.fromhex(
+    "000000000000000029039807d8ea82a20500000000000000eab2043e666972737455ff23e50d0000000000000"
+    "03c37b8347365636f6e64207265636f7264795ee89a"
+)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The miniature ILSVRC2012 as array_record."""
+    return ilsvrc.prepare(tmp_path_factory.mktemp("ilsvrc"))
+
+
+@pytest.fixture(scope="module")
+def as_tfrecord(prepared, tmp_path_factory):
+    """The same, as TFDS writes it by default."""
+    target = tmp_path_factory.mktemp("tfrecord")
+    ilsvrc.rewrite_as_tfrecord(prepared, target)
+    return target
+
+
+def records(source):
+    return [source[index] for index in range(len(source))]
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A folder whose names sort differently by case and by number."""
+    files = {
+        "train/cat/b.JPG": b"1", "train/cat/a.jpeg": b"2", "train/cat/10.png": b"3",
+        "train/cat/9.webp": b"4", "train/cat/deep/x.bmp": b"5", "train/cat/readme.txt": b"no",
+        "train/cat/.hidden.jpg": b"no", "train/Dog/z.jpg": b"6", "train/.cache/z.jpg": b"no",
+        "train/ant/z.jpg": b"7", "train/list.jpg": b"no",
+        "val/cat/v.jpg": b"8", "val/ant/v.jpg": b"9",
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pets" / name).write_bytes(content)
+    return tmp_path / "pets"
+
+
+def test_folder_is_read_as_torchvision_reads_it(pets, tmp_path):
+    source = open_source(f"folder:{pets}", "train", str(tmp_path))
+    assert source.label_names == ("Dog", "ant", "cat")
+    found = [(r.name, r.label, r.image) for r in records(source)]
+    assert found == [
+        ("train/Dog/z.jpg", 0, b"6"),
+        ("train/ant/z.jpg", 1, b"7"),
+        ("train/cat/10.png", 2, b"3"),
+        ("train/cat/9.webp", 2, b"4"),
+        ("train/cat/a.jpeg", 2, b"2"),
+        ("train/cat/b.JPG", 2, b"1"),
+        ("train/cat/deep/x.bmp", 2, b"5"),
+    ]
+
+
+def test_validation_uses_the_training_classes(pets, tmp_path):
+    for split in ("val", "validation"):
+        source = open_source(f"folder:{pets}", split, str(tmp_path))
+        assert source.label_names == ("Dog", "ant", "cat")
+        assert [(r.image, r.label) for r in records(source)] == [(b"9", 1), (b"8", 2)]
+    (pets / "val" / "zebra").mkdir()
+    with pytest.raises(UserError, match="zebra"):
+        open_source(f"folder:{pets}", "val", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("split", "indices"),
+    [
+        ("train[:2]", [0, 1]),
+        ("train[5:]", [5, 6]),
+        ("train[-3:-1]", [4, 5]),
+        ("train[:50%]", [0, 1, 2, 3]),
+        ("train[50%:]", [4, 5, 6]),
+        ("train[:1]+train[6:]", [0, 6]),
+    ],
+)
+def test_folder_slices_follow_tfds(pets, tmp_path, split, indices):
+    whole = records(open_source(f"folder:{pets}", "train", str(tmp_path)))
+    sliced = records(open_source(f"folder:{pets}", split, str(tmp_path)))
+    assert sliced == [whole[index] for index in indices]
+
+
+def test_splits_can_be_joined(pets, tmp_path):
+    source = open_source(f"folder:{pets}", "train[:1]+val", str(tmp_path))
+    assert [r.name for r in records(source)] == [
+        "train/Dog/z.jpg",
+        "val/ant/v.jpg",
+        "val/cat/v.jpg",
+    ]
+
+
+@pytest.mark.parametrize("split", ["test", "train[", "train[:x]", "train[:200%]", ""])
+def test_wrong_splits_are_user_errors(pets, tmp_path, split):
+    with pytest.raises(UserError, match="split"):
+        open_source(f"folder:{pets}", split, str(tmp_path))
+
+
+def test_missing_or_empty_folders_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match="no such directory"):
+        open_source(f"folder:{tmp_path}/none", "train", str(tmp_path))
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds no images"):
+        open_source(f"folder:{tmp_path}", "train", str(tmp_path))
+
+
+def settle(root):
+    """Sets every directory's time back, as if the folder had been lying there for a while."""
+    for path, _, _ in os.walk(root):
+        os.utime(path, (1e9, 1e9))
+
+
+def count_scans(monkeypatch):
+    scans = []
+    build = folder._build
+    monkeypatch.setattr(folder, "_build", lambda *a: scans.append(a) or build(*a))
+    return scans
+
+
+def test_folder_index_is_cached_and_rebuilt_on_change(pets, tmp_path, monkeypatch):
+    scans = count_scans(monkeypatch)
+    settle(pets / "train")
+
+    def names():
+        return [r.name for r in records(open_source(f"folder:{pets}", "train", str(tmp_path)))]
+
+    before = names()
+    assert names() == before and len(scans) == 1
+    (pets / "train/cat/deep/new.jpg").write_bytes(b"new")
+    assert names() == [*before[:-1], "train/cat/deep/new.jpg", "train/cat/deep/x.bmp"]
+    (pets / "train/cat/deep/new.jpg").unlink()
+    assert names() == before
+    (pets / "train/cow").mkdir()
+    (pets / "train/cow/c.jpg").write_bytes(b"moo")
+    assert "train/cow/c.jpg" in names()
+    assert len(scans) == 4
+
+
+def test_folder_just_written_is_not_trusted(pets, tmp_path, monkeypatch):
+    """A second change within a clock tick leaves no trace in the time stamps."""
+    scans = count_scans(monkeypatch)
+    for _ in range(2):
+        open_source(f"folder:{pets}", "train", str(tmp_path))
+    assert len(scans) == 2
+
+
+def test_index_of_a_read_only_folder_lies_in_data_dir(pets, tmp_path, monkeypatch):
+    scans = count_scans(monkeypatch)
+    settle(pets / "train")
+    inside, outside = index_cache.places(pets, "train", str(tmp_path / "data"))
+    inside.mkdir()  # no file can be written there
+    for _ in range(2):
+        open_source(f"folder:{pets}", "train", str(tmp_path / "data"))
+    assert outside.is_file() and len(scans) == 1
+    outside.write_text('{"version": 1, "scanned')  # damaged
+    open_source(f"folder:{pets}", "train", str(tmp_path / "data"))
+    assert len(scans) == 2
+
+
+# ---- TFDS
+
+
+def test_prepared_imagenet(prepared):
+    source = open_source("tfds:imagenet2012", "train", str(prepared))
+    files = {name: c for group in ilsvrc.train_files().values() for name, c in group.items()}
+    assert len(source) == len(files) and len(source.label_names) == 1000
+    for record in records(source):
+        name = record.name.split()[-1]
+        assert source.label_names[record.label] == name[:9]
+        if name in (ilsvrc.CMYK_FILE, ilsvrc.PNG_FILE):  # TFDS stores these as RGB JPEG
+            assert record.image[:3] == b"\xff\xd8\xff"
+            difference = decode(record.image).astype(int) - decode(files[name])
+            assert np.abs(difference).mean() < 5
+        else:
+            assert record.image == files[name]
+
+
+def test_validation_labels_go_by_sorted_name(prepared):
+    import tensorflow_datasets as tfds
+
+    labels_file = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
+    labels = labels_file.read_text().split()[: ilsvrc.VALIDATION]
+    source = open_source("tfds:imagenet2012", "validation", str(prepared))
+    expected = dict(zip(sorted(ilsvrc.validation_files()), labels, strict=True))
+    found = {r.name.split()[-1]: source.label_names[r.label] for r in records(source)}
+    assert found == expected
+
+
+def test_tfds_slices(prepared, as_tfrecord):
+    for data_dir in (prepared, as_tfrecord):
+        whole = records(open_source("tfds:imagenet2012", "train", str(data_dir)))
+        for split, piece in [("train[3:7]", whole[3:7]), ("train[-2:]", whole[-2:])]:
+            sliced = records(open_source("tfds:imagenet2012", split, str(data_dir)))
+            assert [r.image for r in sliced] == [r.image for r in piece]
+        with pytest.raises(UserError, match="train"):
+            open_source("tfds:imagenet2012", "nonsense", str(data_dir))
+        with pytest.raises(IndexError):
+            open_source("tfds:imagenet2012", "train", str(data_dir))[len(whole)]
+
+
+def test_tfrecord_is_read_as_array_record(prepared, as_tfrecord):
+    for split in ("train", "validation"):
+        expected = records(open_source("tfds:imagenet2012", split, str(prepared)))
+        assert records(open_source("tfds:imagenet2012", split, str(as_tfrecord))) == expected
+
+
+def test_unprepared_set_says_how_to_prepare_it(tmp_path):
+    with pytest.raises(UserError) as caught:
+        open_source("tfds:imagenet2012", "train", str(tmp_path))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert lines[1].strip().startswith("python prepare_data.py imagenet2012 --from DIR")
+
+
+def test_another_prepared_version_is_pointed_out_and_can_be_named(as_tfrecord, tmp_path):
+    version = next(as_tfrecord.glob("imagenet2012/*"))
+    shutil.copytree(version, tmp_path / "imagenet2012" / "5.0.0")
+    info = tmp_path / "imagenet2012" / "5.0.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace(f'"version": "{version.name}"', '"version": "5.0.0"'))
+    with pytest.raises(UserError, match=r"versions \['5\.0\.0'\]: name one"):
+        open_source("tfds:imagenet2012", "train", str(tmp_path))
+    old = open_source("tfds:imagenet2012:5.0.0", "train", str(tmp_path))
+    new = open_source("tfds:imagenet2012", "train", str(as_tfrecord))
+    assert old[3].image == new[3].image
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "tfds:", "folder:", "tfds:no_such_set", "s3:x"])
+def test_unknown_data_sets_are_user_errors(dataset, tmp_path):
+    with pytest.raises(UserError, match=dataset.rstrip(":")):
+        open_source(dataset, "train", str(tmp_path))
+
+
+# ---- TFRecord
+
+
+def test_reads_what_tensorflow_wrote(tmp_path):
+    path = tmp_path / "x.tfrecord"
+    path.write_bytes(TENSORFLOW_WROTE)
+    expected = [b"", b"first", b"second record"]
+    assert list(tfrecord.read_records(path)) == expected
+    assert b"".join(map(ilsvrc.framed, expected)) == TENSORFLOW_WROTE
+    indexed = tfrecord.TfRecords([(path, 1, 2), (path, 0, 1)], str(tmp_path))
+    assert [indexed[i] for i in range(len(indexed))] == [b"first", b"second record", b""]
+
+
+@pytest.mark.parametrize("position", range(len(TENSORFLOW_WROTE)))
+def test_every_damaged_byte_is_noticed(tmp_path, position):
+    damaged = bytearray(TENSORFLOW_WROTE)
+    damaged[position] ^= 4
+    path = tmp_path / "x.tfrecord"
+    path.write_bytes(damaged)
+    with pytest.raises(tfrecord.RecordError, match=r"x\.tfrecord"):
+        list(tfrecord.read_records(path))
+    with pytest.raises(tfrecord.RecordError):
+        indexed = tfrecord.TfRecords([(path, 0, 3)], str(tmp_path))
+        [indexed[i] for i in range(3)]
+
+
+@pytest.mark.parametrize("size", [5, 14, 20, len(TENSORFLOW_WROTE) - 1])
+def test_truncated_files_are_noticed(tmp_path, size):
+    path = tmp_path / "x.tfrecord"
+    path.write_bytes(TENSORFLOW_WROTE[:size])
+    for read in (tfrecord.record_offsets, lambda path: list(tfrecord.read_records(path))):
+        with pytest.raises(tfrecord.RecordError, match="truncated"):
+            read(path)
+    path.write_bytes(TENSORFLOW_WROTE[:16])  # a whole record: fewer than promised
+    with pytest.raises(tfrecord.RecordError, match="promises"):
+        tfrecord.TfRecords([(path, 0, 3)], str(tmp_path))
+
+
+def test_offsets_are_cached_until_the_file_changes(tmp_path, monkeypatch):
+    path = tmp_path / "x.tfrecord"
+    path.write_bytes(TENSORFLOW_WROTE)
+    calls = []
+    scan = tfrecord.record_offsets
+    monkeypatch.setattr(tfrecord, "record_offsets", lambda p: calls.append(p) or scan(p))
+    for _ in range(2):
+        assert tfrecord.TfRecords([(path, 0, 3)], str(tmp_path))[1] == b"first"
+    assert len(calls) == 1
+    path.write_bytes(ilsvrc.framed(b"other") * 3)
+    assert tfrecord.TfRecords([(path, 0, 3)], str(tmp_path))[1] == b"other"
+
+
+def test_conversion_preserves_order_and_bytes(prepared, as_tfrecord, tmp_path):
+    version = next(as_tfrecord.glob("imagenet2012/*"))
+    target = tmp_path / "imagenet2012" / version.name
+    number = tfrecord.convert(version, target)
+    assert number == 18 + ilsvrc.VALIDATION
+    for split in ("train", "validation"):
+        expected = records(open_source("tfds:imagenet2012", split, str(prepared)))
+        assert records(open_source("tfds:imagenet2012", split, str(tmp_path))) == expected
+    assert not list(target.glob("*tfrecord*"))
+
+
+def test_interrupted_conversion_continues(as_tfrecord, tmp_path, monkeypatch):
+    version = next(as_tfrecord.glob("imagenet2012/*"))
+    target = tmp_path / version.name
+    calls = []
+    convert_file = tfrecord._convert_file
+
+    def fails_at_second(source, path):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(f"{path}.tmp").write_bytes(b"half a file")
+            raise KeyboardInterrupt
+        return convert_file(source, path)
+
+    monkeypatch.setattr(tfrecord, "_convert_file", fails_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        tfrecord.convert(version, target)
+    assert not (target / "dataset_info.json").exists()
+    done = calls[0].stat().st_mtime_ns
+    assert tfrecord.convert(version, target) == 18 + ilsvrc.VALIDATION
+    assert calls[0].stat().st_mtime_ns == done
+    assert json.loads((target / "dataset_info.json").read_text())["fileFormat"] == "array_record"
+
+
+def test_conversion_refuses_what_is_not_tfrecord(prepared, as_tfrecord, tmp_path):
+    version = next(prepared.glob("imagenet2012/*"))
+    with pytest.raises(UserError, match="array_record"):
+        tfrecord.convert(version, tmp_path / "x")
+    with pytest.raises(UserError, match=r"dataset_info\.json"):
+        tfrecord.convert(tmp_path, tmp_path / "x")
+    version = next(as_tfrecord.glob("imagenet2012/*"))
+    with pytest.raises(UserError, match="another"):
+        tfrecord.convert(version, version)
+    short = tmp_path / "short" / version.name
+    shutil.copytree(version, short)
+    path = next(short.glob("*train*tfrecord*"))
+    path.write_bytes(path.read_bytes()[: tfrecord.record_offsets(path)[-1]])
+    with pytest.raises(tfrecord.RecordError, match="27 records"):
+        tfrecord.convert(short, tmp_path / "y")

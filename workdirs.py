@@ -1,0 +1,75 @@
+"""Whose folder a workdir is: the config that it was started with, and whether a run may go on."""
+
+import json
+from pathlib import Path
+
+import jax
+
+from errors import UserError
+
+CONFIG_FILE = "config.json"
+
+# A run may be continued with other values of these: they change no number of the training.
+FREE_FIELDS = (
+    "data_dir",
+    "tensorboard",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "eval",
+    "model.remat",
+    "data.num_threads",
+    "data.prefetch",
+)
+
+
+def claim(config, workdir):
+    """Writes config.json into a new workdir, or checks that an existing one belongs to this run.
+
+    Raises:
+      UserError: the folder cannot be written, or its config differs in a way that matters.
+    """
+    path = Path(workdir) / CONFIG_FILE
+    fields = json.loads(config.to_json_best_effort())
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        saved = json.loads(path.read_text()) if path.exists() else None
+        if saved is None and jax.process_index() == 0:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(fields, indent=2))
+            temporary.replace(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--workdir={workdir}: cannot be used ({error}); choose a folder that can be written."
+        ) from error
+    if saved is not None:
+        differing = [key for key in _differences(saved, fields) if not _is_free(key)]
+        if differing:
+            listed = "; ".join(
+                f"{key}: {_lookup(saved, key)!r} there, {_lookup(fields, key)!r} now"
+                for key in differing
+            )
+            raise UserError(
+                f"--workdir={workdir} holds a run with another config ({listed}). "
+                "Use another --workdir, or the same config to continue."
+            )
+
+
+def _is_free(key):
+    return any(key == free or key.startswith(free + ".") for free in FREE_FIELDS)
+
+
+def _differences(a, b, prefix=""):
+    keys = []
+    for key in sorted(set(a) | set(b)):
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            keys += _differences(x, y, f"{prefix}{key}.")
+        elif x != y:
+            keys.append(prefix + key)
+    return keys
+
+
+def _lookup(fields, dotted):
+    for key in dotted.split("."):
+        fields = fields.get(key) if isinstance(fields, dict) else None
+    return fields
