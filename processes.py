@@ -5,6 +5,7 @@ Exit status of a run that a signal ended: 128 + its number (SIGINT 130, SIGTERM 
 
 import collections
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -20,6 +21,10 @@ from errors import UserError
 
 HEARTBEAT_TIMEOUT_S = 60  # after which a process that hangs counts as dead
 HANDLED = (signal.SIGINT, signal.SIGTERM)
+PEER_GONE = (
+    "another process of this run has ended or cannot be reached. Run the same command on every "
+    "process again: it continues from the last checkpoint."
+)
 LAG = 2  # calls after which processes read each other's signals, so that none waits for another
 # The environments from which jax.distributed knows the run: the number of processes, and another
 # variable that is only set inside one of them.
@@ -82,6 +87,19 @@ def join(coordinator_address="", num_processes=0, process_id=-1, multihost=False
             f"the processes of this run could not be joined ({_line(error)}); see that process 0 "
             "runs at --coordinator_address and that all were started with the same --num_processes."
         ) from error
+    ctypes.pythonapi.PyOS_setsig(signal.SIGABRT, _on_abort)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(_):
+    """Ends an aborting process of several with a message and status 1.
+
+    When heartbeats stop, JAX's coordination client aborts from a thread of its own, while Python
+    waits for a collective that will never end; no Python handler of that signal would ever run.
+    """
+    message = f"\nerror: JAX ended this process (see above): {PEER_GONE}\n"
+    os.write(2, message.encode())
+    os._exit(1)
 
 
 def shared_failure(error):
@@ -204,10 +222,7 @@ def failures_named():
     except jax.errors.JaxRuntimeError as error:
         if not shared_failure(error):
             raise
-        raise UserError(
-            f"another process of this run has ended or cannot be reached ({_line(error)}). Run the "
-            "same command on every process again: it continues from the last checkpoint."
-        ) from error
+        raise UserError(f"{PEER_GONE} ({_line(error)})") from error
 
 
 @contextlib.contextmanager

@@ -56,11 +56,14 @@ def test_two_processes_stop_at_the_same_step_go_on_and_equal_one_process(options
     assert faults.differences(together, alone) == []
 
 
-def test_the_peer_of_a_killed_process_ends_with_a_message(options, tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])  # SIGSTOP: it hangs
+def test_the_peer_of_a_dead_process_ends_with_a_message(signum, options, tmp_path):
     runs = faults.pair(tmp_path / "dead", options | {"num_steps": 100_000})
     assert runs[0].wait_until(lambda: faults.last_step(runs[0].workdir) >= 10), runs[0].said()
-    runs[1].kill(signal.SIGKILL)
-    assert runs[0].wait(processes.HEARTBEAT_TIMEOUT_S + 60) != 0
+    runs[1].kill(signum)
+    status = runs[0].wait(processes.HEARTBEAT_TIMEOUT_S + 60)
+    runs[1].kill()
+    assert status == 1, runs[0].said()
     assert "another process of this run has ended" in runs[0].said()
 
 
