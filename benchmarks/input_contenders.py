@@ -141,12 +141,17 @@ def tensorflow(images, mapping):
     return run, lambda data, box: resized_crop(data, box).numpy()
 
 
-def torch_pillow(images):
-    """torch's DataLoader over Pillow, as torchvision's RandomResizedCrop does it."""
+def torch_pillow(images, normalised):
+    """torch's DataLoader over Pillow, as torchvision's RandomResizedCrop does it.
+
+    `normalised` adds what its reference recipe also leaves to the host (ToTensor, Normalize).
+    """
     import torch
     from PIL import Image
 
     torch.set_num_threads(1)
+    mean = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
 
     class Photographs(torch.utils.data.Dataset):
         def __len__(self):
@@ -168,7 +173,8 @@ def torch_pillow(images):
             image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
             if generator.random() < 0.5:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+            return pixels.float().div_(255).sub_(mean).div_(std) if normalised else pixels
 
     loader = torch.utils.data.DataLoader(Photographs(), batch_size=BATCH, num_workers=0)
 
@@ -188,7 +194,8 @@ CONTENDERS = {
     "tf_rrc": lambda images: tensorflow(images, "random_resized_crop"),
     "tf_jitter": lambda images: tensorflow(images, "scale_jitter_in_two_steps"),
     "tf_jitter_one_step": lambda images: tensorflow(images, "scale_jitter_in_one_step"),
-    "torch_rrc": torch_pillow,
+    "torch_rrc": lambda images: torch_pillow(images, normalised=False),
+    "torch_rrc_normalised": lambda images: torch_pillow(images, normalised=True),
 }
 
 

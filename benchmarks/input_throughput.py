@@ -35,7 +35,8 @@ TITLES = {
     "limit": "the limit: simplejpeg decodes all, nothing else",
     "ours_rrc": "ours: random-resized crop",
     "tf_rrc": "tf.data: decode_and_crop_jpeg + bilinear",
-    "torch_rrc": "torch DataLoader + Pillow",
+    "torch_rrc": "torch DataLoader + Pillow, uint8",
+    "torch_rrc_normalised": "torch DataLoader + Pillow, float, normalised (torchvision's recipe)",
     "ours_jitter": "ours: the paper's scale augmentation",
     "tf_jitter": "tf.data: decode, resize, crop",
     "tf_jitter_one_step": "tf.data: the same as one decode_and_crop_jpeg + bilinear",
@@ -47,7 +48,8 @@ GOALS = [
     ("random-resized crop / tf.data's best", "ours_rrc", "tf_rrc", 1.0),
     ("scale augmentation / tf.data, two steps", "ours_jitter", "tf_jitter", 1.5),
     ("scale augmentation / tf.data, one step", "ours_jitter", "tf_jitter_one_step", None),
-    ("random-resized crop / torch + Pillow", "ours_rrc", "torch_rrc", 2.0),
+    ("random-resized crop / torch + Pillow, uint8", "ours_rrc", "torch_rrc", 2.0),
+    ("random-resized crop / torch + Pillow, normalised", "ours_rrc", "torch_rrc_normalised", 2.0),
     ("random-resized crop / the limit", "ours_rrc", "limit", 0.85),
 ]
 
@@ -174,7 +176,9 @@ def report(times, quality, images: int) -> list[str]:
 def main(arguments: list[str]) -> None:
     """Runs the comparison and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tensorflow", help="interpreter of an environment with TensorFlow")
+    parser.add_argument(
+        "--tensorflow", help="interpreter of an environment with TensorFlow and Pillow"
+    )
     parser.add_argument("--torch", help="interpreter of an environment with torch and Pillow")
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
