@@ -29,6 +29,7 @@ from data import transforms
 from data.decode import DecodeError, decode, image_size
 from errors import UserError
 from input_pipeline import DATA_AXIS, Feed, make_mesh, open_data
+from models import pretrained
 
 LOG = logging.getLogger("residual")
 TOP_K = 5
@@ -147,7 +148,8 @@ def run(config, workdir, mesh=None, weight_file=False):
 
     The network, its weights and its normalisation come from the workdir; `config` says what to test
     on and how (`dataset`, `data_dir`, `data`, `eval`). With `weight_file` the weights are those of
-    `config.init_from`, the network is `config.model`, and the workdir only takes the result.
+    `config.init_from`, the network is `config.model` (with `pretrained.adopted`), and the workdir
+    only takes the result.
 
     Returns:
       What `evaluation.json` holds: `measure`'s values with protocol, split, networks and device.
@@ -158,6 +160,8 @@ def run(config, workdir, mesh=None, weight_file=False):
     """
     mesh = mesh or make_mesh()
     _validate(config)
+    if weight_file:
+        config = pretrained.adopted(config)
     members = [restored.load(folder) for folder in config.eval.ensemble]
     if weight_file:
         config = _evaluation_config(config, config, mesh)

@@ -101,6 +101,7 @@ def export(network, kind, path):
         if kind == "safetensors":
             metadata = {"format": "pt", "format_version": str(FORMAT_VERSION)}
             metadata |= {name: str(value) for name, value in description["model"].items()}
+            metadata["normalization"] = network.config.data.normalization
             write_safetensors(path, to_torch(network.variables), metadata)
         else:
             _write(path, to_stablehlo(network))

@@ -155,12 +155,12 @@ def padded_batches(images, labels, batch_size):
 def normalization_for(config, images):
     """What `config.data.normalization` names, from uint8 training images if need be."""
     kind = config.data.normalization
-    if kind == "imagenet":
-        return device_transforms.IMAGENET
+    if kind in device_transforms.CONSTANTS:
+        return device_transforms.CONSTANTS[kind]
     if kind in ("per_pixel", "per_channel"):
         return device_transforms.Normalization.from_images(images, per_pixel=kind == "per_pixel")
     raise UserError(
-        f"data.normalization={kind!r}: expected 'imagenet', 'per_pixel' or 'per_channel'."
+        f"data.normalization={kind!r}: expected 'imagenet', 'caffe', 'per_pixel' or 'per_channel'."
     )
 
 

@@ -1,12 +1,16 @@
 """Large sets from disk: decoded and cropped on the host's threads, fed two batches ahead."""
 
+import itertools
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+import processes
 from data import sources, stream
+from data.device_transforms import CONSTANTS
 from input_pipeline import DATA_AXIS, Facts, Feed, checked_validation_size, normalization_for
 
 LOG = logging.getLogger("residual")
@@ -22,7 +26,9 @@ class Streamed:
         self._config = config
         self._mesh = mesh
         self._sources = {}
-        self.corrupt = set()
+        self._corrupt = {}  # split → names met by this process
+        self._corrupt_in_batch = {}  # training step → names
+        self._start_step = 0
         train = self.source("train")
         size = config.data.image_size
         self.facts = Facts(
@@ -58,6 +64,10 @@ class Streamed:
 
     def feed(self, start_step):
         """Batches from `start_step` on, two transfers ahead."""
+        self._start_step = start_step
+        return Feed(self._reported(self._train_batches(start_step), "train"), self._mesh)
+
+    def _train_batches(self, start_step):
         c, a = self._config, self._config.augment
         transform = stream.train_transform(
             kind=a.kind,
@@ -68,7 +78,7 @@ class Streamed:
             resize_min=a.resize_min,
             resize_max=a.resize_max,
         )
-        batches = stream.train_stream(
+        return stream.train_stream(
             self.source("train"),
             transform,
             seed=c.seed,
@@ -76,15 +86,18 @@ class Streamed:
             start_step=start_step,
             **self._host_options(self.facts.image_shape),
         )
-        return Feed(self._reported(batches), self._mesh)
 
     def initial_order(self):
         """Nothing to carry: the host draws the order."""
         return ()
 
     def draw(self, order, step, batch):
-        """The batch as it came."""
+        """The batch as it came; a masked row shows a valid image, so that BN sees no black ones."""
         del step
+        if self._config.data.on_corrupt == "mask":
+            valid = batch["valid"]
+            shown = jnp.where(valid, jnp.arange(len(valid)), jnp.argmax(valid))
+            batch = batch | {"image": batch["image"][shown]}
         return order, batch
 
     def evaluation(self, split):
@@ -103,7 +116,33 @@ class Streamed:
             batch_size=self._config.eval.batch_size,
             **self._host_options(shape),
         )
-        return self._reported(batches)
+        return self._reported(batches, split)
+
+    def masked_in_training(self, first, last):
+        """Names of the corrupt records in training batches `first` … `last` − 1, on any process.
+
+        Every process makes the same calls, with increasing steps.
+        """
+        # A run that continues inside this range has not met the batches before its start.
+        missed = max(0, min(last, self._start_step) - first)
+        for batch in itertools.islice(self._train_batches(first), missed):
+            self._corrupt_in_batch[batch.step] = batch.corrupt
+        steps = range(first, last)
+        return processes.gathered(n for s in steps for n in self._corrupt_in_batch.pop(s, ()))
+
+    def masked_in_evaluation(self, split):
+        """Names of the corrupt records that testing on `split` met, on any process.
+
+        Raises:
+          UserError: more than `data.max_corrupt_fraction` of its records.
+        """
+        names = processes.gathered(self._corrupt.get(split, ()))
+        self.check_share(split, names)
+        return names
+
+    def check_share(self, split, names):
+        """Raises UserError when more than `data.max_corrupt_fraction` of a split is corrupt."""
+        stream.check_share(names, self.split_size(split), self._config.data.max_corrupt_fraction)
 
     def _host_options(self, shape):
         d = self._config.data
@@ -117,16 +156,18 @@ class Streamed:
             "max_corrupt_fraction": d.max_corrupt_fraction,
         }
 
-    def _reported(self, batches):
+    def _reported(self, batches, split):
+        known = self._corrupt.setdefault(split, set())
         for batch in batches:
-            for name in sorted(set(batch.corrupt) - self.corrupt):
+            for name in sorted(set(batch.corrupt) - known):
                 LOG.warning("Corrupt record, masked: %s", name)
-            self.corrupt.update(batch.corrupt)
+            known.update(batch.corrupt)
+            if batch.corrupt and split == "train":
+                self._corrupt_in_batch[batch.step] = batch.corrupt
             yield batch.arrays
 
     def _normalization(self, train):
-        kind = self._config.data.normalization
-        if kind == "imagenet":
+        if self._config.data.normalization in CONSTANTS:
             return normalization_for(self._config, None)
         size = self._config.data.image_size
         every = max(1, len(train) // NORMALIZATION_SAMPLE)

@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import models
 from checkpoint import Checkpoints
 from configs import workdir as workdir_config
-from data.device_transforms import Normalization
 from errors import UserError
 from input_pipeline import Facts
 from models import pretrained
@@ -72,19 +70,13 @@ def load(workdir, which="last"):
 def from_weight_file(config, facts):
     """Opens `config.init_from`, weights from elsewhere, as the network of `config.model`.
 
-    Where the file's origin is known (`pretrained.conventions`), stride, pooling and normalisation
-    are those that the weights were trained with.
+    Args:
+      config: what `pretrained.adopted` returns.
+      facts: of the data that `config` opens.
 
     Raises:
       UserError: the file cannot be read or does not fit the network or the number of classes.
     """
-    known = pretrained.conventions(config.init_from)
-    config = config.copy_and_resolve_references()
-    for name in ("downsample_in", "stem_pool"):
-        value = getattr(known, name)
-        if value and value != config.model[name]:
-            LOG.info("%s was trained with model.%s=%s.", config.init_from, name, value)
-            config.model[name] = value
     model = models.create(config.model, facts.num_classes).clone(scan_blocks=False, remat="none")
     image = jnp.zeros((1, *facts.image_shape))
     # The file replaces every array, so the template is one of shapes.
@@ -92,9 +84,6 @@ def from_weight_file(config, facts):
     variables, notes = pretrained.load_weights(config.init_from, config.model, template)
     for note in notes:
         LOG.info(note)
-    if known.mean is not None:
-        constants = (np.asarray(c, np.float32) for c in (known.mean, known.std))
-        facts = facts._replace(normalization=Normalization(*constants))
     return Restored(config.init_from, config, facts, model, variables, 0)
 
 

@@ -46,6 +46,8 @@ def train(config, workdir, mesh=None):
     workdir = Path(workdir)
     validate(config)
     mesh = mesh or input_pipeline.make_mesh()
+    if config.init_from:
+        config = pretrained.adopted(config, workdirs.saved_config(workdir))
     workdirs.claim(config, workdir)
     done = run_log.final_line(workdir)
     if done:

@@ -22,6 +22,22 @@ FREE_FIELDS = (
 )
 
 
+def saved_config(workdir):
+    """What config.json of a workdir holds, as dictionaries, or None for a new one.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    path = Path(workdir) / CONFIG_FILE
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--workdir={workdir}: cannot be used ({error}); choose another folder, or the folder "
+            "of a run whose config.json is whole."
+        ) from error
+
+
 def claim(config, workdir):
     """Writes config.json into a new workdir, or checks that an existing one belongs to this run.
 
@@ -30,14 +46,14 @@ def claim(config, workdir):
     """
     path = Path(workdir) / CONFIG_FILE
     fields = json.loads(config.to_json_best_effort())
+    saved = saved_config(workdir)
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
-        saved = json.loads(path.read_text()) if path.exists() else None
         if saved is None and jax.process_index() == 0:
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps(fields, indent=2))
             temporary.replace(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(
             f"--workdir={workdir}: cannot be used ({error}); choose a folder that can be written."
         ) from error

@@ -5,7 +5,7 @@ python main.py --config=configs/finetune.py --config.dataset=folder:PATH \
 
 All layers are trained, with batch normalisation's statistics frozen; `:probe` trains the head
 alone (a linear probe), `:quick` shows in twenty steps that everything works. The weights may be any
-that `models.load_weights` reads; those of Keras and Caffe need `--config.model.downsample_in=1x1`.
+that `models.load_weights` reads; stride, pooling and normalisation become those of their origin.
 """
 
 from configs import common
@@ -19,7 +19,7 @@ def get_config(arg=""):
     config = common.imagenet("resnet50")
     config.update(dataset="folder:PATH", replace_head=True, batch_size=64, num_steps=2_000)
     config.update(eval_every=500, checkpoint_every=500)
-    config.model.update(downsample_in="3x3", frozen_bn=True)  # as torchvision and timm stride
+    config.model.update(downsample_in="3x3", frozen_bn=True)
     config.optim.update(learning_rate=0.01, schedule="cosine", warmup_steps=100)
     config.optim.update(momentum_form="torch", nesterov=True)
     config.augment.update(kind="random_resized_crop", area=(0.25, 1.0), pca_noise=0.0)

@@ -79,11 +79,19 @@ class Normalization(NamedTuple):
         return cls(chosen.astype(np.float32), std.astype(np.float32))
 
 
-# The channel statistics that torchvision's and timm's weights were trained with.
-IMAGENET = Normalization(
-    mean=np.array([123.675, 116.28, 103.53], np.float32),  # 255 × (.485, .456, .406)
-    std=np.array([58.395, 57.12, 57.375], np.float32),  # 255 × (.229, .224, .225)
-)
+# ImageNet's channel statistics, by the names that `config.data.normalization` has for them.
+CONSTANTS = {
+    # What torchvision's and timm's weights were trained with: 255 × (.485, .456, .406) and
+    # 255 × (.229, .224, .225).
+    "imagenet": Normalization(
+        mean=np.array([123.675, 116.28, 103.53], np.float32),
+        std=np.array([58.395, 57.12, 57.375], np.float32),
+    ),
+    # What the authors' Caffe weights and Keras' copies of them were trained with: RGB, undivided.
+    "caffe": Normalization(
+        mean=np.array([123.68, 116.779, 103.939], np.float32), std=np.ones(3, np.float32)
+    ),
+}
 
 
 def example_keys(key: jax.Array, positions: jax.Array) -> jax.Array:

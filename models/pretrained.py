@@ -1,5 +1,6 @@
 """One door for weight files: `load_weights` reads any of them into a network's variables."""
 
+import logging
 import os
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from models.stacking import STACKED, stack_blocks, unstack_blocks
 from models.torch_weights import flatten
 from models.weight_files import Tensor, read_safetensors, read_torch
 
+LOG = logging.getLogger("residual")
 HEAD = ("params/head/kernel", "params/head/bias")
 LISTED = 8  # names in an error message
 
@@ -22,21 +24,19 @@ class Conventions(NamedTuple):
 
     Attributes:
       downsample_in, stem_pool: the fields of `config.model` that the weights were trained with.
-      mean, std: per-channel RGB pixel values that images were normalised with.
+      normalization: the constants that images were normalised with, by `config.data`'s name.
     """
 
     downsample_in: str | None = None
     stem_pool: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    normalization: str | None = None
 
 
-IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-CAFFE_MEAN, UNDIVIDED = (123.68, 116.779, 103.939), (1.0, 1.0, 1.0)
-TORCHVISION = Conventions("3x3", "padded", IMAGENET_MEAN, IMAGENET_STD)
-KERAS = Conventions("1x1", "padded", CAFFE_MEAN, UNDIVIDED)
-# The release subtracts a mean image; this is the per-channel stand-in that Keras uses for it.
-CAFFE = Conventions("1x1", "unpadded", CAFFE_MEAN, UNDIVIDED)
+CONSTANTS = ("imagenet", "caffe")  # normalisations that do not depend on a data set
+TORCHVISION = Conventions("3x3", "padded", "imagenet")
+KERAS = Conventions("1x1", "padded", "caffe")
+# The release subtracts a mean image; 'caffe' is the per-channel stand-in that Keras uses for it.
+CAFFE = Conventions("1x1", "unpadded", "caffe")
 
 
 class _File(NamedTuple):
@@ -56,13 +56,12 @@ def _open_safetensors(path):
 
 def _torch_file(arrays, metadata):
     # Files of export.py say how they were trained; the others are torchvision's and timm's.
-    conventions = Conventions(
-        *(metadata.get(name) for name in ("downsample_in", "stem_pool")),
-        mean=None,
-        std=None,
-    )
-    if "downsample_in" not in metadata:
-        conventions = TORCHVISION
+    conventions = TORCHVISION
+    if "downsample_in" in metadata:
+        known = {name: metadata.get(name) for name in Conventions._fields}
+        if known["normalization"] not in CONSTANTS:
+            known["normalization"] = None
+        conventions = Conventions(**known)
     return _File(torch_weights.from_torch(arrays), conventions, torch_weights.torch_name)
 
 
@@ -141,6 +140,36 @@ def conventions(path):
       UserError: as `load_weights`, for a file that cannot be read.
     """
     return _open(path).conventions
+
+
+def adopted(config, saved=None):
+    """A copy of a run's config that has what the weights of `config.init_from` were trained with.
+
+    That is stride, pooling and normalisation of the ImageNet networks, where the file's origin is
+    known (`Conventions`); each change is logged.
+
+    Args:
+      config: a whole config.
+      saved: the config of the run that is continued; its fields are taken, and no file is read.
+
+    Raises:
+      UserError: as `load_weights`, for a file that cannot be read.
+    """
+    config = config.copy_and_resolve_references()
+    if config.model.stem != "imagenet":
+        return config
+    known = Conventions() if saved else conventions(config.init_from)
+    for name in Conventions._fields:
+        part = "data" if name == "normalization" else "model"
+        value = saved.get(part, {}).get(name) if saved else getattr(known, name)
+        if value and value != config[part][name]:
+            if not saved:
+                LOG.info(
+                    "%s was trained with %s.%s=%s, which replaces %s.",
+                    *(config.init_from, part, name, value, config[part][name]),
+                )
+            config[part][name] = value
+    return config
 
 
 def _use_template_head(path, found, wanted, head):
@@ -250,8 +279,9 @@ def _convention_notes(known, model_config):
                 f"These weights were trained with model.{name}={expected}, and config.model has "
                 f"{value}: unless that is on purpose, set --config.model.{name}={expected}."
             )
-    if known.std == UNDIVIDED:
-        note = f"These weights expect RGB pixel values minus {known.mean}, undivided"
+    if known.normalization == "caffe":
+        note = "These weights expect RGB pixel values minus ImageNet's channel means, undivided"
+        note += " (data.normalization=caffe)"
         if known.stem_pool == "unpadded":
             note += ", or minus the release's mean image (models.caffe_weights.read_mean_image)"
         notes.append(note + ".")

@@ -182,6 +182,21 @@ def test_the_mean_image_is_rgb(tmp_path):
     np.testing.assert_array_equal(image[..., 0], bgr[0, 2])
 
 
+def template(depth, classes):
+    fields = CASE.fields | {"depth": depth}
+    model = models.create(fields, classes)
+    image = jnp.ones((1, 32, 32, 3))
+    return fields, jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
+
+
+def test_another_depth_and_another_head_are_named_with_both_shapes(state, tmp_path):
+    path = write(tmp_path / "x.caffemodel", caffe_layers(state))
+    with pytest.raises(UserError, match=r"depth 50 \(3 \+ 4 \+ 6 \+ 3.*depth 101 \(3 \+ 4 \+ 23"):
+        models.load_weights(path, *template(101, CASE.classes))
+    with pytest.raises(UserError, match=r"10 classes, \(256, 10\).* 7, \(256, 7\).*replace_head"):
+        models.load_weights(path, *template(50, 7))
+
+
 @pytest.mark.parametrize("share", [0.2, 0.7, 0.999])
 def test_a_truncated_file_is_named(share, state, tmp_path):
     small = {k: v for k, v in state.items() if k.startswith(("conv1", "bn1", "fc"))}

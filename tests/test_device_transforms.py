@@ -40,7 +40,7 @@ mix = jax.jit(mixing.mix, static_argnames=("mixup", "cutmix"))
 def everything(keys, images, targets, valid):
     """All transforms in their order."""
     images = dt.pad_crop_flip(keys, images, pad=2, flip=True)
-    images = dt.normalize(dt.pca_noise(keys, images), *dt.IMAGENET)
+    images = dt.normalize(dt.pca_noise(keys, images), *dt.CONSTANTS["imagenet"])
     images = mixing.random_erasing(keys, images, probability=0.5)
     return mixing.mix(keys, images, targets, valid, mixup=0.2, cutmix=1.0)
 
@@ -134,7 +134,7 @@ def test_padding_takes_the_fill_value():
 
 
 def test_normalize_by_channel_and_by_pixel(images):
-    by_channel = dt.normalize(images, *dt.IMAGENET)
+    by_channel = dt.normalize(images, *dt.CONSTANTS["imagenet"])
     expected = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(by_channel, expected, atol=1e-5)
     per_pixel = dt.Normalization.from_images(images, per_pixel=True)

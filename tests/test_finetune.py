@@ -1,6 +1,8 @@
 """Fine-tuning from a weight file on a folder: new head, frozen BN, and the linear probe."""
 
 import logging
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import evaluate
 import models
 import restored
 import train
@@ -17,6 +20,8 @@ from models.torch_weights import to_torch
 from models.weight_files import write_safetensors
 
 NETWORK = {"depth": 18, "width": 2, "downsample_in": "3x3"}
+# What export.py would write into the file of a network that came from the authors' release.
+CAFFE = {"downsample_in": "1x1", "stem_pool": "unpadded", "normalization": "caffe"}
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +36,17 @@ def folder(tmp_path_factory):
                 pixels = random.randint(0, 256, (40, 48, 3), np.uint8)
                 Image.fromarray(pixels).save(root / "data" / split / label / f"{i}.jpg")
     model = models.create(NETWORK, 7)
-    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 32, 32, 3)), train=False))
-    weights = jax.tree.map(np.asarray, init(jax.random.key(0)))
+    weights = jax.tree.map(np.asarray, init_of(model))
     write_safetensors(root / "weights.safetensors", to_torch(weights), {"format": "pt"})
+    model = models.create(NETWORK, 2)
+    weights = jax.tree.map(np.asarray, init_of(model))
+    write_safetensors(root / "caffe.safetensors", to_torch(weights), CAFFE)
     return root
+
+
+def init_of(model):
+    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 32, 32, 3)), train=False))
+    return init(jax.random.key(0))
 
 
 def recipe(folder, arg):
@@ -77,6 +89,29 @@ def test_a_head_is_not_replaced_without_permission(folder, tmp_path):
     config.replace_head = False
     with pytest.raises(UserError, match=r"7 classes.*2"):
         train.train(config, tmp_path / "run")
+
+
+def test_a_run_takes_the_conventions_of_its_weights(folder, tmp_path, caplog):
+    config = recipe(folder, "")
+    config.optim.learning_rate = 0.0
+    config.init_from = str(tmp_path / "caffe.safetensors")
+    shutil.copy(folder / "caffe.safetensors", config.init_from)
+    with caplog.at_level(logging.INFO, logger="residual"):
+        tested = evaluate.run(config, tmp_path / "tested", weight_file=True)
+        result = train.train(config, tmp_path / "run")
+    for choice in (
+        "stem_pool=unpadded, which replaces padded",
+        "normalization=caffe, which replaces imagenet",
+    ):
+        assert caplog.text.count(choice) == 2
+    network = restored.load(tmp_path / "run")
+    assert (network.model.downsample_in, network.model.stem_pool) == ("1x1", "unpadded")
+    assert network.facts.normalization.std.tolist() == [1, 1, 1]
+    assert network.facts.normalization.mean.tolist() == pytest.approx([123.68, 116.779, 103.939])
+    # The rate is zero, so the weights are as they came, and both ways test the same network.
+    assert result["loss"] == pytest.approx(tested["loss"], rel=1e-5)
+    Path(config.init_from).unlink()  # a run that has started needs the file no more
+    assert train.train(config, tmp_path / "run")["loss"] == result["loss"]
 
 
 def test_recipes_and_their_arguments():

@@ -50,7 +50,7 @@ def test_logits_and_every_stage_equal_keras(layers, tmp_path):
         lambda: model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)), train=False)
     )
     variables, notes = models.load_weights(path, FIELDS, shapes)
-    assert any("minus (123.68, 116.779, 103.939), undivided" in note for note in notes)
+    assert any("data.normalization=caffe" in note for note in notes)
     apply = jax.jit(lambda v, x: model.apply(v, x, train=False))
     logits, endpoints = apply(variables, keras_reference.images())
     np.testing.assert_allclose(logits[0], REFERENCE["logits"], rtol=0, atol=1e-4)
@@ -113,3 +113,22 @@ def test_damage_and_a_missing_h5py_are_explained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(UserError, match="pip install h5py"):
         read_keras(tmp_path / "x.h5")
+
+
+def test_another_depth_and_another_head_are_named_with_both_shapes(layers, tmp_path):
+    path = tmp_path / "resnet50.h5"
+    with h5py.File(path, "w") as file:
+        for layer, arrays in layers.items():
+            for name, array in arrays.items():  # shapes alone: zeros that take no room
+                file.create_dataset(f"{layer}/{layer}/{name}:0", array.shape, "float32")
+
+    def load(depth, classes):
+        model = models.create({"depth": depth}, classes)
+        image = jnp.ones((1, 32, 32, 3))
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
+        models.load_weights(path, {"depth": depth}, shapes)
+
+    with pytest.raises(UserError, match=r"depth 50 \(3 \+ 4 \+ 6 \+ 3.*depth 101 \(3 \+ 4 \+ 23"):
+        load(101, keras_reference.CLASSES)
+    with pytest.raises(UserError, match=r"10 classes, \(2048, 10\).* 7, \(2048, 7\).*replace_head"):
+        load(50, 7)

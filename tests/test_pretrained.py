@@ -133,9 +133,7 @@ def test_torchvisions_stride_is_noted_for_bottlenecks_only(path):
         write(path, fields)
         _, notes = models.load_weights(path, fields, abstract(fields))
         assert len(notes) == expected
-    assert conventions(path) == Conventions(
-        "3x3", "padded", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-    )
+    assert conventions(path) == Conventions("3x3", "padded", "imagenet")
 
 
 def test_exported_files_say_how_they_were_trained(path):
