@@ -2,10 +2,11 @@
 
     python -m benchmarks.step_time --torch_python=/path/to/python-with-torch
 
-Prints a Markdown table with a row per network and contender: images/s, the median wall time of a
-step, processor time per step (all threads; on a machine shared with others the steadier figure),
-achieved operations per second, the share of the roofline, and the ratio of images/s to that of the
-Flax modules. Ours and the Flax modules run the same `train_step`, torch the same arithmetic.
+Prints a row per network and contender: images/s, the median wall time of a step, processor time
+per step (all threads; on a machine shared with others the steadier figure), achieved operations
+per second, the share of the roofline, and the ratio of images/s to that of the Flax modules. Ours
+and the Flax modules run the same `train_step`, torch the same arithmetic. The rows are kept in
+`benchmarks/step_time.json` until they are measured again, and `step_time.md` is written from there.
 
 Operations are twice the multiply-adds of convolutions and head, forward and both gradients. The
 roofline of a layer is the larger of operations / peak and bytes / bandwidth, where the bytes are
@@ -13,42 +14,28 @@ each input, output and kernel once per pass; normalisation is taken as free. Pea
 a GPU's data sheet's, or on a CPU measured in the same run: a 2048³ product and a 256 MB copy.
 """
 
+import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from absl import app, flags
-from jax.sharding import PartitionSpec as P
 
 import models
-import train_step
+from benchmarks import reports
 from benchmarks.peers import PeerResNet
-from configs import common
-from data.device_transforms import Normalization
+from benchmarks.whole_step import Row, WholeStep, take_turns, timed
 from errors import UserError
-from input_pipeline import DATA_AXIS, make_mesh, replicate
 from models import blocks
 from models.conv import Conv
 from models.resnet import architecture
 
-_ROWS = flags.DEFINE_list(
-    "rows", [], "NETWORK:BATCH[:DTYPE], e.g. resnet20:128,resnet50:8; default: this device's rows."
-)
-_REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Timed turns of each contender.", 1)
-_STEPS = flags.DEFINE_integer("steps", 1, "Steps per turn.", 1)
-_TORCH = flags.DEFINE_string("torch_python", "", "A Python interpreter that has torch.")
-_SCAN = flags.DEFINE_bool("scan", True, "Also time our network with scan_blocks.")
-_SIZE = flags.DEFINE_integer("size", 0, "Image size; 0: 224, or 32 for 6n+2 networks.", 0)
-
+RESULTS = Path(__file__).with_suffix(".json")
+PEER, OURS = "Flax modules", "this repository"
+SCANNED = "this repository, scan_blocks"
 CPU_ROWS = ("resnet20:128", "resnet56:128", "resnet50:8")
 GPU_ROWS = tuple(
     f"{network}:{dtype}"
@@ -61,38 +48,6 @@ DATA_SHEETS = {
     "H100": (989e12, 494e12, 3.35e12),
     "A100": (312e12, 156e12, 1.555e12),
 }
-HEADER = """\
-| network | contender | images/s | step, ms | processor, ms | operations/s | roofline | × Flax |
-|---|---|---|---|---|---|---|---|"""
-
-
-class Row(NamedTuple):
-    """One network and what is fed to it."""
-
-    network: str
-    batch: int
-    dtype: str
-
-    @classmethod
-    def parse(cls, text):
-        """From NETWORK:BATCH[:DTYPE]; UserError for anything else."""
-        network, *rest = text.split(":")
-        if not rest or len(rest) > 2 or not rest[0].isdigit():
-            raise UserError(f"--rows={text!r}: expected NETWORK:BATCH or NETWORK:BATCH:DTYPE.")
-        return cls(network, int(rest[0]), rest[1] if len(rest) == 2 else "float32")
-
-    def config(self):
-        """The paper's recipe of the network; returns (config, image size, classes)."""
-        depth = self.network.removeprefix("resnet")
-        if not depth.isdigit():
-            raise UserError(f"--rows: network {self.network!r}; expected e.g. resnet20, resnet50.")
-        imagenet = int(depth) in (18, 34, 50, 101, 152)
-        config = common.imagenet(self.network) if imagenet else common.cifar(self.network)
-        config.batch_size, config.model.dtype = self.batch, self.dtype
-        config.model.scan_blocks = False
-        # Images arrive augmented: a step is the normalisation, the network and the update.
-        config.augment.kind, config.augment.pca_noise = "none", 0.0
-        return config, _SIZE.value or (224 if imagenet else 32), 1000 if imagenet else 10
 
 
 def layer_costs(model, shape):
@@ -139,57 +94,18 @@ def device_limits(dtype):
 
     def best(f, x):
         f(x).block_until_ready()
-        return min(_timed(lambda: f(x).block_until_ready())[0] for _ in range(5))
+        return min(timed(lambda: f(x).block_until_ready())[0] for _ in range(5))
 
     product, copy = best(jax.jit(lambda a: a @ a), a), best(jax.jit(lambda x: x + 1), big)
     return 2 * 2048**3 / product, 2 * big.nbytes / copy, "measured here"
 
 
-def _timed(run):
-    started, used = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - started, time.process_time() - used
-
-
-def jax_contender(config, model, size):
-    """A function that runs n train steps and returns (wall, processor) seconds."""
-    mesh = make_mesh(jax.devices()[:1])
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, (config.batch_size, size, size, 3), np.uint8),
-        "label": np.arange(config.batch_size, dtype=np.int32) % model.num_classes,
-        "valid": np.ones(config.batch_size, bool),
-    }
-    normalization = Normalization(np.full(3, 127.5, np.float32), np.full(3, 64, np.float32))
-    step = jax.shard_map(
-        train_step.make_train_step(config, model, normalization),
-        mesh=mesh,
-        in_specs=(P(), P(DATA_AXIS)),
-        out_specs=P(),
-        check_vma=False,
-    )
-    sample = jnp.zeros((1, size, size, 3), jnp.float32)
-    # The key is an argument: XLA would fold constant random numbers while compiling, slowly.
-    variables = jax.jit(lambda key: model.init(key, sample, train=False))(jax.random.key(0))
-    state = jax.jit(lambda v: train_step.state_from(config, v))(variables)
-    held = [replicate(state, mesh)]
-    batch = jax.device_put(batch, jax.sharding.NamedSharding(mesh, P(DATA_AXIS)))
-    compiled = jax.jit(step, donate_argnums=0).lower(held[0], batch).compile()
-
-    def run(steps):
-        def work():
-            for _ in range(steps):
-                held[0] = compiled(held[0], batch)
-            jax.block_until_ready(held[0])
-
-        return _timed(work)
-
-    run(2)
-    return run
-
-
 def torch_contender(config, size, classes, python):
-    """The same for torch in a process of its own; raises UserError when it does not come up."""
+    """The same step in torch: its version, a function like `WholeStep.runner`'s, its process.
+
+    Raises:
+      UserError: torch does not come up under `python`.
+    """
     m = config.model
     table = architecture(m.stem, m.depth)
     gpu = jax.default_backend() == "gpu"
@@ -224,68 +140,107 @@ def torch_contender(config, size, classes, python):
         process.stdin.flush()
         return tuple(map(float, process.stdout.readline().split()))
 
-    return run, process
+    return first.split(maxsplit=1)[1].strip(), run, process
 
 
-def measure(row):
-    """Yields the table's lines for one row."""
-    config, size, classes = row.config()
-    ours = models.create(config.model, classes)
+def measure(row, options):
+    """Times the contenders of one row in turns.
+
+    Args:
+      row: a `Row`.
+      options: `scan`, `torch_python`, `size`, `repetitions` and `steps` of the command line.
+
+    Returns:
+      A list of records, one per contender: what `RESULTS` holds.
+    """
+    measured = reports.environment(jax.devices()[0].device_kind)
+    config, size, classes = row.recipe(options.size)
     shared = {f: config.model[f] for f in ("depth", "stem", "shortcut", "width", "dtype")}
     peer = PeerResNet(num_classes=classes, **shared)
-    contenders = {"Flax modules": jax_contender(config, peer, size)}
-    contenders["this repository"] = jax_contender(config, ours, size)
-    if _SCAN.value:
-        scanned = models.create({**config.model, "scan_blocks": True}, classes)
-        contenders["this repository, scan_blocks"] = jax_contender(config, scanned, size)
+    runs = {
+        PEER: WholeStep(config, peer, size).runner(),
+        OURS: WholeStep.of(row, options.size).runner(),
+    }
+    if options.scan:
+        runs[SCANNED] = WholeStep.of(row, options.size, scan_blocks=True).runner()
     process = None
-    if _TORCH.value:
-        run, process = torch_contender(config, size, classes, _TORCH.value)
-        contenders["torch"] = run
-
-    times = {name: [] for name in contenders}
-    for _ in range(_REPETITIONS.value):
-        for name, run in contenders.items():
-            times[name].append(run(_STEPS.value))
+    if options.torch_python:
+        name, runs_torch, process = torch_contender(config, size, classes, options.torch_python)
+        runs[name] = runs_torch
+    middle = take_turns(runs, options.repetitions, options.steps)
     if process:
         process.communicate()
 
-    limits = device_limits(row.dtype)
-    costs = layer_costs(ours, (row.batch, size, size, 3))
-    operations, ideal = roofline(costs, *limits[:2], jnp.dtype(row.dtype).itemsize)
-    middle = {
-        name: [statistics.median(part) / _STEPS.value for part in zip(*turns, strict=True)]
-        for name, turns in times.items()
-    }
-    flax_wall = middle["Flax modules"][0]
-    label = f"{row.network}, {row.batch} × {size}², {row.dtype}"
-    for name, (wall, processor) in middle.items():
-        yield (
-            f"| {label} | {name} | {row.batch / wall:.1f} | {wall * 1e3:.0f} | "
-            f"{processor * 1e3:.0f} | {operations / wall:.3g} | {ideal / wall:.0%} | "
-            f"{flax_wall / wall:.2f} |"
+    peak, bandwidth, origin = device_limits(row.dtype)
+    costs = layer_costs(models.create(config.model, classes), (row.batch, size, size, 3))
+    operations, ideal = roofline(costs, peak, bandwidth, jnp.dtype(row.dtype).itemsize)
+    return [
+        {
+            **row._asdict(),
+            "size": size,
+            "contender": name,
+            "images_per_s": row.batch / wall,
+            "step_ms": 1e3 * wall,
+            "processor_ms": 1e3 * processor,
+            "operations_per_s": operations / wall,
+            "roofline": ideal / wall,
+            "ratio_to_flax": middle[PEER][0] / wall,
+            "limits": f"{peak:.3g} operations/s, {bandwidth:.3g} B/s, {origin}",
+            "turns": f"{options.repetitions} turns of {options.steps} step(s)",
+            "measured": measured,
+        }
+        for name, (wall, processor) in middle.items()
+    ]
+
+
+def updated(records, new):
+    """`records` with those of the rows in `new` replaced."""
+
+    def row(record):
+        return tuple(record[name] for name in ("network", "batch", "size", "dtype"))
+
+    fresh = {row(record) for record in new}
+    return [record for record in records if row(record) not in fresh] + new
+
+
+def report(records):
+    """The table over all records, where and when each row was measured, what was not run."""
+    header = ("network", "contender", "images/s", "step, ms", "processor, ms")
+    header += ("operations/s", "roofline", "× Flax")
+    rows, origins = [], {}
+    for r in records:
+        label = f"{r['network']}, {r['batch']} × {r['size']}², {r['dtype']}"
+        origins[label] = f"- {label}: {r['turns']}; limits {r['limits']}; {r['measured']}"
+        numbers = (f"{r['images_per_s']:.1f}", f"{r['step_ms']:.0f}", f"{r['processor_ms']:.0f}")
+        shares = f"{r['operations_per_s']:.3g}", f"{r['roofline']:.0%}", f"{r['ratio_to_flax']:.2f}"
+        rows.append((label, r["contender"], *numbers, *shares))
+    run = {f"{r['network']}:{r['batch']}:{r['dtype']}" for r in records}
+    for text in GPU_ROWS:
+        if text not in run:
+            rows.append((text.replace(":", ", "), "all, on a GPU", "not run", *[""] * 5))
+    return [*reports.table(header, rows), "", *origins.values()]
+
+
+def main(arguments):
+    """Measures the rows, keeps the records and writes the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", nargs="+", help="NETWORK:BATCH[:DTYPE]; default: the device's")
+    parser.add_argument("--repetitions", type=int, default=5, help="turns of each contender")
+    parser.add_argument("--steps", type=int, default=1, help="steps per turn")
+    parser.add_argument("--torch_python", help="an interpreter that has torch")
+    parser.add_argument("--noscan", dest="scan", action="store_false", help="leave out scan_blocks")
+    parser.add_argument("--size", type=int, default=0, help="of images; 0: 224, or 32 for 6n+2")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="records; report beside it")
+    options = parser.parse_args(arguments)
+    records = json.loads(options.results.read_text()) if options.results.exists() else []
+    for text in options.rows or (GPU_ROWS if jax.default_backend() == "gpu" else CPU_ROWS):
+        records = updated(records, measure(Row.parse(text), options))
+        options.results.write_text(json.dumps(records, indent=1) + "\n")
+        command = "python -m benchmarks.step_time --torch_python=PYTHON"
+        reports.write(
+            options.results.with_suffix(".md"), "Time of a train step", command, report(records)
         )
-    yield f"| | limits, {limits[2]} | | | | {limits[0]:.3g} | {limits[1]:.3g} B/s | |"
-
-
-def main(argv):
-    """Prints the table, row by row."""
-    del argv
-    device = jax.devices()[0]
-    gpu = jax.default_backend() == "gpu"
-    print(
-        f"{time.strftime('%Y-%m-%d')}, {device.platform} {device.device_kind}, Python "
-        f"{sys.version.split()[0]}, jax {jax.__version__}, flax {flax.__version__}, "
-        f"medians of {_REPETITIONS.value} alternating turns of {_STEPS.value} step(s)\n"
-    )
-    print(HEADER, flush=True)
-    for text in _ROWS.value or (GPU_ROWS if gpu else CPU_ROWS):
-        for line in measure(Row.parse(text)):
-            print(line, flush=True)
-    if not gpu:
-        for text in GPU_ROWS:
-            print(f"| {text.replace(':', ', ')} | all, on a GPU | not run |" + " |" * 5)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(reports.run(main))

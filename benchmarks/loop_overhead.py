@@ -1,0 +1,148 @@
+"""What the real training loop costs over the bare compiled step, on the same data.
+
+    python -m benchmarks.loop_overhead
+
+Turns alternate between `train.train` (ResNet-20 on digits: metrics, TensorBoard events, a progress
+bar on a terminal, a checkpoint every 1,000 steps) and the same compiled step called in a bare loop.
+The loop's wall time is the sum over the lines of its own `timing.jsonl` from the second on, so that
+compilation is left out; the bare loop runs as many steps, waits for the last, and is timed from
+outside. The figures go to `benchmarks/loop_overhead.md`.
+"""
+
+import argparse
+import contextlib
+import itertools
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import jax
+
+import input_pipeline
+import models
+import run_log
+import train
+import train_step
+from benchmarks import reports
+from checkpoint import to_host
+from configs import digits
+
+GOAL = 0.03
+
+
+def recipe(network, steps, log_every, checkpoint_every):
+    """The digits recipe; `steps` are timed, after `log_every` steps that are not."""
+    config = digits.get_config(network)
+    config.num_steps = steps + log_every
+    config.update(log_every=log_every, checkpoint_every=checkpoint_every)
+    return config
+
+
+@contextlib.contextmanager
+def terminal():
+    """While open, standard error is a terminal that somebody reads, so that the bar is drawn."""
+    ours, theirs = os.openpty()
+
+    def read():
+        with contextlib.suppress(OSError):  # the other end has been closed
+            while os.read(ours, 65536):
+                pass
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    with os.fdopen(theirs, "w") as stream, contextlib.redirect_stderr(stream):
+        yield
+    reader.join()
+    os.close(ours)
+
+
+def real_loop(config, folder):
+    """Seconds of all steps but the first `log_every` of a fresh run in `folder`."""
+    with tempfile.TemporaryDirectory(dir=folder) as workdir, terminal():
+        train.train(config, workdir)
+        lines = run_log.read_lines(Path(workdir, run_log.TIMING))
+    pairs = itertools.pairwise(lines)
+    return sum(
+        (now["step"] - before["step"]) * config.batch_size / now["images_per_second"]
+        for before, now in pairs
+    )
+
+
+class BareLoop:
+    """The compiled step of the same config on the same data, and nothing around it."""
+
+    def __init__(self, config):
+        mesh = input_pipeline.make_mesh()
+        data = input_pipeline.open_data(config, mesh)
+        model = models.create(config.model, data.facts.num_classes)
+        state = train_step.create_state(config, model, data.facts.image_shape)
+        self._state = input_pipeline.replicate(to_host(state), mesh)
+        self._order = input_pipeline.replicate(data.initial_order(), mesh)
+        self._feed = data.feed(0)
+        self._run = train_step.make_run(config, model, data, mesh)
+        self(config.log_every)
+
+    def __call__(self, steps):
+        """Seconds of `steps` steps."""
+        started = time.perf_counter()
+        for _ in range(steps):
+            self._state, self._order, _ = self._run(self._state, self._order, next(self._feed), 1)
+        jax.block_until_ready(self._state)
+        return time.perf_counter() - started
+
+
+def report(config, steps, real, bare):
+    """Markdown lines for the seconds of the turns."""
+    rows = [
+        (i, f"{1e3 * r / steps:.2f}", f"{1e3 * b / steps:.2f}", f"{r / b - 1:+.1%}")
+        for i, (r, b) in enumerate(zip(real, bare, strict=True), start=1)
+    ]
+    middle = statistics.median(real), statistics.median(bare)
+    rows.append(
+        (
+            "median",
+            *(f"{1e3 * seconds / steps:.2f}" for seconds in middle),
+            f"{statistics.median(r / b for r, b in zip(real, bare, strict=True)) - 1:+.1%}",
+        )
+    )
+    return [
+        f"ResNet-{config.model.depth} on digits, batch {config.batch_size}, {steps} steps a turn, "
+        f"lines every {config.log_every} and checkpoints every {config.checkpoint_every} steps; "
+        f"goal: overhead ≤ {GOAL:.0%}.",
+        "",
+        *reports.table(("turn", "loop, ms/step", "bare step, ms/step", "overhead"), rows),
+    ]
+
+
+def main(arguments):
+    """Runs the turns and writes the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--steps", type=int, default=1_000, help="timed steps of a turn")
+    parser.add_argument("--log_every", type=int, default=20)
+    parser.add_argument("--checkpoint_every", type=int, default=1_000)
+    parser.add_argument("--repetitions", type=int, default=5, help="turns")
+    parser.add_argument("--report", type=Path, default=Path(__file__).with_suffix(".md"))
+    options = parser.parse_args(arguments)
+    logging.getLogger("residual").setLevel(logging.WARNING)
+    where = reports.environment(jax.devices()[0].device_kind)
+    config = recipe(options.network, options.steps, options.log_every, options.checkpoint_every)
+    real, bare = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        run_bare = BareLoop(config)
+        for _ in range(options.repetitions):
+            bare.append(run_bare(options.steps))
+            real.append(real_loop(config, folder))
+            print(bare[-1], real[-1], file=sys.stderr, flush=True)
+    command = " ".join(["python -m benchmarks.loop_overhead", *arguments])
+    lines = [where, "", *report(config, options.steps, real, bare)]
+    reports.write(options.report, "Overhead of the training loop", command, lines)
+
+
+if __name__ == "__main__":
+    sys.exit(reports.run(main))

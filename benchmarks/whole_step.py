@@ -1,0 +1,145 @@
+"""The whole train step as the programs here measure it: the paper's recipe on uint8 images.
+
+Images arrive augmented, so that a step is the normalisation, the network, both gradients and the
+update, on one device.
+"""
+
+import statistics
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import models
+import train_step
+from configs import common
+from data.device_transforms import Normalization
+from errors import UserError
+from input_pipeline import DATA_AXIS, make_mesh, replicate
+
+IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
+
+
+class Row(NamedTuple):
+    """One network and what is fed to it."""
+
+    network: str  # 'resnet50'
+    batch: int
+    dtype: str = "float32"
+
+    @classmethod
+    def parse(cls, text):
+        """From NETWORK:BATCH[:DTYPE]; UserError for anything else."""
+        network, *rest = text.split(":")
+        if not rest or len(rest) > 2 or not rest[0].isdigit():
+            raise UserError(f"--rows={text!r}: expected NETWORK:BATCH or NETWORK:BATCH:DTYPE.")
+        return cls(network, int(rest[0]), *rest[1:])
+
+    def recipe(self, size=0, **fields):
+        """The paper's recipe of the network: `(config, image size, classes)`.
+
+        Args:
+          size: of the images in pixels; 0 for 224, or 32 for the 6n+2 networks.
+          fields: of `config.model`, where they differ from the recipe's.
+        """
+        depth = self.network.removeprefix("resnet")
+        if not depth.isdigit():
+            raise UserError(f"network {self.network!r}: expected e.g. resnet20 or resnet50.")
+        imagenet = int(depth) in IMAGENET_DEPTHS
+        config = common.imagenet(self.network) if imagenet else common.cifar(self.network)
+        config.batch_size = self.batch
+        config.model.update(dtype=self.dtype, scan_blocks=False)
+        config.model.update(fields)
+        config.augment.update(kind="none", pca_noise=0.0)
+        return config, size or (224 if imagenet else 32), 1000 if imagenet else 10
+
+
+class WholeStep:
+    """The train step of a config and a model on the first device, before any array is made.
+
+    Attributes:
+      state: shapes of the train state; batch: shapes of the images, labels and their validity.
+    """
+
+    def __init__(self, config, model, size):
+        self._config, self._model, self._image = config, model, (size, size, 3)
+        self._mesh = make_mesh(jax.devices()[:1])
+        self.state = train_step.abstract_state(config, model, self._image)
+        shape = (config.batch_size,)
+        self.batch = {
+            "image": jax.ShapeDtypeStruct((*shape, *self._image), jnp.uint8),
+            "label": jax.ShapeDtypeStruct(shape, jnp.int32),
+            "valid": jax.ShapeDtypeStruct(shape, bool),
+        }
+
+    @classmethod
+    def of(cls, row, size=0, **fields):
+        """The step of our own network, `models.create`'s."""
+        config, size, classes = row.recipe(size, **fields)
+        return cls(config, models.create(config.model, classes), size)
+
+    def lower(self):
+        """The traced program, with the state donated: `jax.stages.Lowered`."""
+        normalization = Normalization(np.full(3, 127.5, np.float32), np.full(3, 64, np.float32))
+        step = jax.shard_map(
+            train_step.make_train_step(self._config, self._model, normalization),
+            mesh=self._mesh,
+            in_specs=(P(), P(DATA_AXIS)),
+            out_specs=P(),
+            check_vma=False,
+        )
+        return jax.jit(step, donate_argnums=0).lower(self.state, self.batch)
+
+    def runner(self):
+        """Compiles, runs two steps; a function that runs n more and returns `timed`'s seconds."""
+        compiled = self.lower().compile()
+        state = train_step.create_state(self._config, self._model, self._image)
+        held = [replicate(state, self._mesh)]
+        rng = np.random.default_rng(0)
+        labels = np.arange(self._config.batch_size, dtype=np.int32) % self._model.num_classes
+        batch = jax.device_put(
+            {
+                "image": rng.integers(0, 256, self.batch["image"].shape, np.uint8),
+                "label": labels,
+                "valid": np.ones(len(labels), bool),
+            },
+            NamedSharding(self._mesh, P(DATA_AXIS)),
+        )
+
+        def run(steps):
+            def work():
+                for _ in range(steps):
+                    held[0] = compiled(held[0], batch)
+                jax.block_until_ready(held[0])
+
+            return timed(work)
+
+        run(2)
+        return run
+
+
+def timed(work):
+    """(wall, processor) seconds of a call; the processor's of all threads of this process."""
+    started, used = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - started, time.process_time() - used
+
+
+def take_turns(runs, repetitions, steps=1):
+    """Median (wall, processor) seconds per step of contenders that take turns.
+
+    Args:
+      runs: name → function of a number of steps that returns seconds (`WholeStep.runner`).
+    """
+    times = {name: [] for name in runs}
+    for _ in range(repetitions):
+        for name, run in runs.items():
+            times[name].append(run(steps))
+    return {
+        name: tuple(statistics.median(part) / steps for part in zip(*turns, strict=True))
+        for name, turns in times.items()
+    }
