@@ -18,7 +18,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
@@ -32,8 +31,8 @@ from input_pipeline import DATA_AXIS, Feed, make_mesh, open_data
 from models import pretrained
 
 LOG = logging.getLogger("residual")
-TOP_K = 5
 RESULT_FILE = "evaluation.json"
+MASKED_SHOWN = 20  # names of corrupt records printed; the files list all
 SPLITS = ("test", "validation", "train")
 
 
@@ -56,10 +55,28 @@ def measure(model, variables, data, split, mesh):
       mesh: the devices.
 
     Returns:
-      `{'loss', 'top1_error', 'top5_error', 'images'}`: nats and fractions in [0, 1].
+      `{'loss', 'top1_error', 'top5_error', 'images'}`: nats and fractions in [0, 1]; with corrupt
+      records also `'masked_images'`, their number, and `'masked_records'`, their names.
+
+    Raises:
+      UserError: a record is corrupt, or too many are, as `config.data` says.
     """
     network = Network(model, variables, data.facts.normalization)
-    return score([network], [(protocols.CENTER, data.evaluation(split))], mesh)
+    result = score([network], [(protocols.CENTER, data.evaluation(split))], mesh)
+    return _with_masked(result, data, split)
+
+
+def _with_masked(result, data, split):
+    if result["images"] < data.split_size(split):
+        names = data.masked_in_evaluation(split)
+        result |= {"masked_images": len(names), "masked_records": names}
+    return result
+
+
+def masked_line(names):
+    """What a run says at its end of the corrupt records that it left out."""
+    listed = ", ".join(names[:MASKED_SHOWN]) + (", …" if len(names) > MASKED_SHOWN else "")
+    return f"{len(names):,} corrupt records were left out: {listed}"
 
 
 def score(networks, passes, mesh, total=None):
@@ -72,7 +89,7 @@ def score(networks, passes, mesh, total=None):
       total: number of images, for a progress bar; None shows none.
 
     Returns:
-      As `measure`.
+      `measure`'s values, without the masked ones.
 
     Raises:
       UserError: there is no valid image.
@@ -120,27 +137,9 @@ def _scores(model, protocol, mesh):
 def _sums(mesh):
     def sums(scores, labels, valid):
         mean = protocols.mean_log_probabilities(jnp.stack(scores))
-        return jax.lax.psum(score_sums(mean, labels, valid), DATA_AXIS)
+        return jax.lax.psum(protocols.score_sums(mean, labels, valid), DATA_AXIS)
 
     return jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=P(DATA_AXIS), out_specs=P()))
-
-
-def score_sums(scores, labels, valid):
-    """Sums over the valid examples: cross-entropy, top-1 errors, top-5 errors, their number.
-
-    Args:
-      scores: logits or log-probabilities, float32 `[batch, classes]`.
-      labels: int32 `[batch]`; valid: bool `[batch]`.
-    """
-    losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
-    _, top = jax.lax.top_k(scores, min(TOP_K, scores.shape[-1]))
-    hits = top == labels[:, None]
-    return (
-        jnp.where(valid, losses, 0).sum(),
-        (valid & ~hits[:, 0]).sum(),
-        (valid & ~hits.any(-1)).sum(),
-        valid.sum(),
-    )
 
 
 def run(config, workdir, mesh=None, weight_file=False):
@@ -178,6 +177,9 @@ def run(config, workdir, mesh=None, weight_file=False):
         members = [precise_bn.apply(member, config, data, mesh) for member in members]
     networks = [Network(m.model, m.variables, m.facts.normalization) for m in members]
     result = score(networks, passes, mesh, total=data.split_size(config.eval.split))
+    result = _with_masked(result, data, config.eval.split)
+    if "masked_records" in result:
+        LOG.warning(masked_line(result["masked_records"]))
     result = _described(result, config, members)
     if jax.process_index() == 0:
         _write(Path(workdir) / RESULT_FILE, result)

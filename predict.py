@@ -9,6 +9,7 @@ cropped and normalised as the network was tested. Exit status: 0 done; 1 an imag
 
 import argparse
 import concurrent.futures
+import functools
 import json
 import os
 import sys
@@ -104,7 +105,8 @@ def predict(network, paths, *, top_k=5, batch_size=32, with_maps=False):
     """
     shape = network.facts.image_shape
     top_k = min(top_k, network.facts.num_classes)
-    score = _compiled(network, top_k, with_maps)
+    score = _compiled(network.model, top_k, with_maps)
+    constants = jax.device_put((network.variables, network.facts.normalization))
 
     def load(path):
         try:
@@ -120,17 +122,17 @@ def predict(network, paths, *, top_k=5, batch_size=32, with_maps=False):
             for i, image in enumerate(images):
                 batch[i] = 0 if image is None else image
             results = [
-                np.asarray(x) if x is not None else [None] * batch_size for x in score(batch)
+                np.asarray(x) if x is not None else [None] * batch_size
+                for x in score(*constants, batch)
             ]
             for path, image, error, *values in zip(part, images, errors, *results, strict=False):
                 yield Prediction(Path(path), image, *values, error=error)
 
 
-def _compiled(network, top_k, with_maps):
-    model, normalization = network.model, network.facts.normalization
-
+@functools.lru_cache(maxsize=8)
+def _compiled(model, top_k, with_maps):
     @jax.jit
-    def score(variables, images):
+    def score(variables, normalization, images):
         normalized = device_transforms.normalize(images, *normalization)
         logits, endpoints = model.apply(variables, normalized, train=False)
         probabilities, labels = jax.lax.top_k(jax.nn.softmax(logits), top_k)
@@ -141,8 +143,7 @@ def _compiled(network, top_k, with_maps):
             maps = class_activation_map(endpoints[last], kernel, labels[:, 0])
         return labels, probabilities, maps
 
-    variables = jax.device_put(network.variables)
-    return lambda images: score(variables, images)
+    return score
 
 
 def overlay(image, activation_map):

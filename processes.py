@@ -208,6 +208,17 @@ def from_first(read):
     return received, message["facts"]
 
 
+def gathered(strings):
+    """The strings of every process, sorted and each once: the same list on all of them."""
+    if jax.process_count() == 1:
+        return sorted(set(strings))
+    text = np.frombuffer(json.dumps(sorted(set(strings))).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(text.size))
+    texts = multihost_utils.process_allgather(np.pad(text, (0, sizes.max() - text.size)))
+    parts = [json.loads(t[:size].tobytes()) for t, size in zip(texts, sizes, strict=True)]
+    return sorted({string for part in parts for string in part})
+
+
 def _broadcast(value, size):
     """The first process's bytes. Summed as bytes and not as floats, so that −0.0 stays −0.0."""
     mine = np.frombuffer(value, np.uint8) if jax.process_index() == 0 else np.zeros(size, np.uint8)

@@ -11,11 +11,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from PIL import Image
 
 from data import device_transforms, transforms
 from errors import UserError
 
+TOP_K = 5
 NAMES = ("center", "10crop", "multiscale")
 # Longer over shorter side of what multi-scale testing scores. An image takes the nearest, so that
 # there are at most 15 shapes per scale (both orientations); photographs are mostly 4/3 and 3/2.
@@ -128,6 +130,24 @@ def log_probabilities(model, variables, views, averages_scores):
 def mean_log_probabilities(log_probabilities):
     """The logarithm of the mean probability over the first axis, without leaving log space."""
     return jax.nn.logsumexp(log_probabilities, axis=0) - math.log(len(log_probabilities))
+
+
+def score_sums(scores, labels, valid):
+    """Sums over the valid examples: cross-entropy, top-1 errors, top-5 errors, their number.
+
+    Args:
+      scores: logits or log-probabilities, float32 `[batch, classes]`.
+      labels: int32 `[batch]`; valid: bool `[batch]`.
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+    _, top = jax.lax.top_k(scores, min(TOP_K, scores.shape[-1]))
+    hits = top == labels[:, None]
+    return (
+        jnp.where(valid, losses, 0).sum(),
+        (valid & ~hits[:, 0]).sum(),
+        (valid & ~hits.any(-1)).sum(),
+        valid.sum(),
+    )
 
 
 def stride(model):

@@ -10,6 +10,8 @@ import os
 import time
 from pathlib import Path
 
+from tqdm import tqdm
+
 from errors import UserError
 
 METRICS, TIMING, CURVES = "metrics.jsonl", "timing.jsonl", "curves.png"
@@ -41,7 +43,8 @@ def final_line(workdir):
 class RunLog:
     """The open logs of a run that continues after `step`; later lines are dropped.
 
-    Only the process with `write=True` touches files.
+    Only the process with `write=True` changes files. `devices_before` is the number of devices of
+    the run so far, None when no line says it.
 
     Raises:
       UserError: here and in every method, when a file cannot be written.
@@ -52,18 +55,24 @@ class RunLog:
         self._write = write
         self._files = {}
         self._events = None
-        if not write:
-            return
+        self._masked = {}
         with self._storage_errors():
-            kept = read_lines(self._workdir / METRICS)
-            self._written = {(x["step"], x["split"]) for x in kept if x["step"] <= step}
-            self._files = {name: self._reopen(name, step) for name in (METRICS, TIMING)}
+            kept = {name: self._kept(name, step) for name in (METRICS, TIMING)}
+            for line in kept[METRICS]:
+                self._remember(line["split"], line)
+            self.devices_before = kept[TIMING][-1].get("devices") if kept[TIMING] else None
+            if not write:
+                return
+            self._written = {(line["step"], line["split"]) for line in kept[METRICS]}
+            self._files = {name: self._reopen(name, lines) for name, lines in kept.items()}
             if tensorboard:
                 self._events = _Events(workdir, step)
 
-    def _reopen(self, name, step):
+    def _kept(self, name, step):
+        return [line for line in read_lines(self._workdir / name) if line["step"] <= step]
+
+    def _reopen(self, name, kept):
         path = self._workdir / name
-        kept = [line for line in read_lines(path) if line["step"] <= step]
         temporary = path.with_suffix(".tmp")
         with open(temporary, "w") as handle:
             handle.write("".join(json.dumps(line) + "\n" for line in kept))
@@ -77,10 +86,18 @@ class RunLog:
 
         A line that the file already has (an interrupted run wrote it) is not written again.
         """
+        self._remember(split, values)
         if self._write and (step, split) not in self._written:
             self._line(METRICS, {"step": step, "split": split, **values, **flags})
             self._written.add((step, split))
             self._scalars(split, step, values)
+
+    def _remember(self, split, values):
+        self._masked.setdefault(split, set()).update(values.get("masked_records", ()))
+
+    def masked(self, split):
+        """Names of the corrupt records in all lines of a split, sorted."""
+        return sorted(self._masked.get(split, ()))
 
     def timing(self, step, values):
         """Appends one line to timing.jsonl."""
@@ -96,7 +113,8 @@ class RunLog:
     def _scalars(self, group, step, values):
         if self._events:
             with self._storage_errors():
-                self._events.add({f"{group}/{name}": v for name, v in values.items()}, step)
+                numbers = {name: v for name, v in values.items() if not isinstance(v, list)}
+                self._events.add({f"{group}/{name}": v for name, v in numbers.items()}, step)
 
     def sync(self):
         """Makes the lines so far survive a crash of the machine."""
@@ -125,6 +143,41 @@ class RunLog:
                 f"{self._workdir}: the log of the run could not be written ({error}). Free space "
                 "or make the folder writable, then run the same command again."
             ) from error
+
+
+class Clock:
+    """Images per second and the share of time spent waiting for data, since the last reading.
+
+    Args:
+      batch_size: of the global batch.
+      feed: what counts its `wait_seconds`.
+    """
+
+    def __init__(self, batch_size, feed):
+        self._batch_size, self._feed = batch_size, feed
+        self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
+        self._seconds_per_step = 0.0
+
+    def tick(self, steps):
+        """Counts steps."""
+        self._steps += steps
+
+    def read(self):
+        """`{'images_per_second', 'data_wait_fraction'}`; starts anew."""
+        now = time.perf_counter()
+        seconds = max(now - self._start, 1e-9)
+        waited = self._feed.wait_seconds - self._waited
+        self._seconds_per_step = seconds / max(self._steps, 1)
+        values = {
+            "images_per_second": self._steps * self._batch_size / seconds,
+            "data_wait_fraction": waited / seconds,
+        }
+        self._start, self._steps, self._waited = now, 0, self._feed.wait_seconds
+        return values
+
+    def left(self, steps):
+        """How long so many steps take at the last reading's speed, as 'mm:ss'."""
+        return tqdm.format_interval(round(steps * self._seconds_per_step))
 
 
 class _Events:

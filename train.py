@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import logging
-import time
 from math import nan
 from pathlib import Path
 
@@ -66,11 +65,23 @@ def train(config, workdir, mesh=None):
             data.facts.save(workdir)
         log = run_log.RunLog(workdir, step, tensorboard=config.tensorboard, write=first)
         stack.callback(log.close)
+        _warn_of_devices(config, log.devices_before, mesh.size)
         signals = stack.enter_context(Signals(nothing_to_lose=jax.process_count() == 1))
         loop = _Loop(config, model, data, mesh, checkpoints, log, signals)
         result = loop.test(loop.run(state, step, validated))
     _plot(workdir)
     return result
+
+
+def _warn_of_devices(config, before, now):
+    """BN of each device's own images makes the number of devices a part of the training."""
+    if before not in (None, now) and not (config.model.sync_bn or config.model.frozen_bn):
+        LOG.warning(
+            "This run was trained on %d device(s) and goes on with %d: BN now takes its statistics "
+            "over %d images instead of %d, and the result will differ. model.sync_bn=True, from "
+            "the start of a run, makes it independent of the number of devices.",
+            *(before, now, config.batch_size // now, config.batch_size // before),
+        )
 
 
 def _plot(workdir):
@@ -147,14 +158,15 @@ class _Loop:
         if self._validates(step) and not validated:  # stopped in the middle of it
             self._events(step, state)
         in_flight = collections.deque()
-        clock = _Clock(config.batch_size, feed)
-        with tqdm(
+        clock = run_log.Clock(config.batch_size, feed)
+        bar = tqdm(
             total=config.num_steps,
             initial=step,
             unit="step",
             disable=None if jax.process_index() == 0 else True,
             dynamic_ncols=True,
-        ) as bar:
+        )
+        with bar, logging_redirect_tqdm():
             while step < config.num_steps:
                 count = self._chunk(step)
                 state, order, window = run(state, order, next(feed), count)
@@ -198,9 +210,14 @@ class _Loop:
                 "learning rate %s",
                 *(window.bad_steps, step, number, loss, norm, rate),
             )
+        if window.invalid:
+            start = (step - 1) // self.config.log_every * self.config.log_every
+            values["masked_records"] = self.data.masked_in_training(start, step)
         self.log.metrics(step, "train", values)
+        if window.invalid:  # over all processes, and since the run's first start
+            self.data.check_share("train", self.log.masked("train"))
         speed = clock.read()
-        self.log.timing(step, speed)
+        self.log.timing(step, speed | {"devices": self.mesh.size})
         bar.set_postfix_str(
             f"{speed['images_per_second']:.0f} images/s, loss {values.get('loss', nan):.3f}, "
             f"error {100 * values.get('top1_error', nan):.1f} %"
@@ -249,8 +266,7 @@ class _Loop:
                 self._interrupt(step, state, stopped.signum)
             self.log.metrics(step, "validation", result)
             error = result["top1_error"]
-            with logging_redirect_tqdm():
-                LOG.info("step %d: validation error %.2f %%", step, 100 * error)
+            LOG.info("step %d: validation error %.2f %%", step, 100 * error)
         if step % c.checkpoint_every == 0 or step == c.num_steps or error is not None:
             self._check(to_host(state.window))
             self._save(step, state, error)
@@ -273,6 +289,11 @@ class _Loop:
         except _Stopped as stopped:
             raise Interrupted(self.config.num_steps, stopped.signum) from stopped
         result["accuracy"] = 1 - result["top1_error"]
+        masked = {name for split in ("train", "validation") for name in self.log.masked(split)}
+        masked = sorted(masked.union(result.get("masked_records", ())))
+        if masked:
+            result |= {"masked_images": len(masked), "masked_records": masked}
+            LOG.warning(evaluate.masked_line(masked))
         self.log.metrics(self.config.num_steps, "test", result, final=True)
         return result
 
@@ -315,30 +336,3 @@ def _summary(window):
         values["skipped_steps"] = int(window.bad_steps)
         values["first_skipped_step"] = int(window.first_bad[0])
     return values
-
-
-class _Clock:
-    """Images per second and the share of time spent waiting for data, since the last reading."""
-
-    def __init__(self, batch_size, feed):
-        self._batch_size, self._feed = batch_size, feed
-        self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
-        self._seconds_per_step = 0.0
-
-    def tick(self, steps):
-        self._steps += steps
-
-    def read(self):
-        now = time.perf_counter()
-        seconds = max(now - self._start, 1e-9)
-        waited = self._feed.wait_seconds - self._waited
-        self._seconds_per_step = seconds / max(self._steps, 1)
-        values = {
-            "images_per_second": self._steps * self._batch_size / seconds,
-            "data_wait_fraction": waited / seconds,
-        }
-        self._start, self._steps, self._waited = now, 0, self._feed.wait_seconds
-        return values
-
-    def left(self, steps):
-        return tqdm.format_interval(round(steps * self._seconds_per_step))

@@ -60,22 +60,25 @@ class TrainState:
 
 def create_state(config, model, image_shape):
     """The state of step 0, a function of `config.seed`; `image_shape` is (height, width, c)."""
-    # The key is an argument: XLA would draw the numbers of a constant one while compiling. And it
-    # runs once, so that on a CPU optimising it costs ten times what it takes.
+    # One program, because each small one costs a compilation. The key is an argument: XLA would
+    # draw the numbers of a constant one while compiling. And it runs once, so that on a CPU
+    # optimising it costs ten times what it takes.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(functools.partial(_init, model, image_shape), compiler_options=options)
-    return state_from(config, init(jax.random.fold_in(jax.random.key(config.seed), 0)))
+    init = jax.jit(
+        functools.partial(_initial, config, model, image_shape), compiler_options=options
+    )
+    return init(jax.random.fold_in(jax.random.key(config.seed), 0))
 
 
 def abstract_state(config, model, image_shape):
     """`create_state`'s shapes and types alone: a tree of `jax.ShapeDtypeStruct`."""
     return jax.eval_shape(
-        lambda key: state_from(config, _init(model, image_shape, key)), jax.random.key(0)
+        functools.partial(_initial, config, model, image_shape), jax.random.key(0)
     )
 
 
-def _init(model, image_shape, key):
-    return model.init(key, jnp.zeros((1, *image_shape)), train=False)
+def _initial(config, model, image_shape, key):
+    return state_from(config, model.init(key, jnp.zeros((1, *image_shape)), train=False))
 
 
 def state_from(config, variables):
@@ -122,12 +125,12 @@ def make_train_step(config, model, normalization):
             state.warmed_up,
             errors / jnp.maximum(total, 1),
         )
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, learning_rate=rate
         )
         # An update can overflow where its gradient does not.
-        good = jnp.isfinite(jnp.stack([loss, norm, optax.global_norm(updates)])).all()
+        good = jnp.isfinite(jnp.stack([loss, norm, optax.tree.norm(updates)])).all()
         params = optax.apply_updates(state.params, updates)
         ema = _averaged(config, state.ema, {"params": params, "batch_stats": batch_stats})
         # A step with a NaN leaves no trace; what follows from it is the loop's policy.

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import jax
 
+from configs import common
 from errors import UserError
 
 CONFIG_FILE = "config.json"
 
-# A run may be continued with other values of these: they change no number of the training.
+# A run may be continued with other values of these: they change no number of the training, but for
+# what happens after a fault, which a run that stopped there is told to choose.
 FREE_FIELDS = (
     "data_dir",
     "tensorboard",
@@ -19,6 +21,9 @@ FREE_FIELDS = (
     "model.remat",
     "data.num_threads",
     "data.prefetch",
+    "data.on_corrupt",
+    "data.max_corrupt_fraction",
+    "optim.on_nonfinite",
 )
 
 
@@ -58,7 +63,11 @@ def claim(config, workdir):
             f"--workdir={workdir}: cannot be used ({error}); choose a folder that can be written."
         ) from error
     if saved is not None:
-        differing = [key for key in _differences(saved, fields) if not _is_free(key)]
+        differing = [
+            key
+            for key in _differences(saved, fields)
+            if not _is_free(key) and not _is_new(key, saved, fields)
+        ]
         if differing:
             listed = "; ".join(
                 f"{key}: {_lookup(saved, key)!r} there, {_lookup(fields, key)!r} now"
@@ -72,6 +81,12 @@ def claim(config, workdir):
 
 def _is_free(key):
     return any(key == free or key.startswith(free + ".") for free in FREE_FIELDS)
+
+
+def _is_new(key, saved, fields):
+    """Whether the run began before there was this field, whose default is what it did."""
+    default = _lookup(json.loads(common.base().to_json_best_effort()), key)
+    return _lookup(saved, key) is None and _lookup(fields, key) == default
 
 
 def _differences(a, b, prefix=""):

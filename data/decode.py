@@ -1,7 +1,9 @@
 """Encoded bytes → one uint8 RGB image, whatever the format; never a made-up or a black one."""
 
 import contextlib
+import logging
 import struct
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,8 +15,21 @@ from errors import UserError
 MAX_PIXELS = 89_478_485
 
 
+# What Pillow says of damaged metadata, to stderr and through a progress bar; what matters of it is
+# raised. A filter by module, since those of `warnings.catch_warnings` are not per thread.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+
 class DecodeError(UserError):
-    """The bytes of a record are not an image, or a damaged or an absurdly large one."""
+    """A record is not an image, or a damaged or an absurdly large one, or cannot even be read.
+
+    `record` is its name where a source knows it of a record that it cannot read.
+    """
+
+    def __init__(self, message: str, record: str = ""):
+        super().__init__(message)
+        self.record = record
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from absl import logging
 
 from data import folder, index_cache
+from data.decode import DecodeError
 from errors import UserError
 
 
@@ -88,7 +89,10 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Record:
         path = self._paths[index]
-        return Record((self._root / path).read_bytes(), self._labels[index], path)
+        try:
+            return Record((self._root / path).read_bytes(), self._labels[index], path)
+        except OSError as error:
+            raise DecodeError(f"cannot be read: {error}", path) from error
 
 
 def _slices(split: str, length: Callable[[str], int]) -> list[tuple[str, int, int]]:

@@ -10,7 +10,7 @@ by starting at its step.
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 import grain
@@ -154,7 +154,7 @@ def train_stream(
       prefetch: batches kept ready.
       on_corrupt: 'error' names the record; 'mask' yields zeros with valid = False.
       max_corrupt_fraction: with 'mask', the share of the data set's records that may be corrupt;
-        each process counts those that it has met.
+        counted are those that this iterator has met, each once.
     Raises:
       UserError: a corrupt record ('error') or too many ('mask'), at `next`; at once for arguments
         that cannot work.
@@ -243,7 +243,7 @@ def _loader(source: Source, image_shape: tuple[int, ...], on_corrupt: str):
                 record = _read(source, index)
                 arrays["image"][row] = transform(record.image)
             except DecodeError as error:
-                name = record.name if record else f"record {index}"
+                name = record.name if record else error.record or f"record {index}"
                 if on_corrupt == "error":
                     raise UserError(
                         f"corrupt record {name} (number {index}): {error}; repair or remove it, "
@@ -279,14 +279,18 @@ def _threaded(
 def _limited(
     batches: Iterator[HostBatch], records: int, max_corrupt_fraction: float
 ) -> Iterator[HostBatch]:
-    """Stops when more than this share of the data set's records has been found corrupt."""
     names: set[str] = set()
     for batch in batches:
         names.update(batch.corrupt)
-        if len(names) > max_corrupt_fraction * records:
-            raise UserError(
-                f"{len(names):,} of {records:,} records are corrupt, more than "
-                f"config.data.max_corrupt_fraction={max_corrupt_fraction} allows: "
-                f"{', '.join(sorted(names)[:10])}; repair or remove them"
-            )
+        check_share(names, records, max_corrupt_fraction)
         yield batch
+
+
+def check_share(names: Collection[str], records: int, max_corrupt_fraction: float) -> None:
+    """Raises UserError when more than this share of `records` records is corrupt: `names`."""
+    if len(names) > max_corrupt_fraction * records:
+        raise UserError(
+            f"{len(names):,} of {records:,} records are corrupt, more than "
+            f"config.data.max_corrupt_fraction={max_corrupt_fraction} allows: "
+            f"{', '.join(sorted(names)[:10])}; repair or remove them"
+        )

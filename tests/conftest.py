@@ -7,9 +7,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 UNOPTIMISED = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=2 {UNOPTIMISED}"
 
+import collections
+
 import jax
 import pytest
 from absl import flags
+
+from tests import fuzzing
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -36,3 +40,28 @@ def tiny(data_dir):
     config.optim.boundaries = (6, 9)
     config.eval.batch_size = 300
     return config
+
+
+# ---- The number of fuzz cases that ran, also when pytest-xdist spreads the tests over processes
+
+FUZZ_CASES = collections.Counter()
+
+
+def pytest_sessionfinish(session):
+    """Adds up this process's cases, or hands them to the process that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["fuzz"] = fuzzing.COUNTED
+    else:
+        FUZZ_CASES.update(fuzzing.COUNTED)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Adds a worker's cases (pytest-xdist)."""
+    FUZZ_CASES.update(getattr(node, "workeroutput", {}).get("fuzz", {}))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints the count when there is one."""
+    if FUZZ_CASES.total():
+        terminalreporter.write_line(fuzzing.summary(FUZZ_CASES))

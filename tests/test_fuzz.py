@@ -1,6 +1,6 @@
 """Hostile configs, command lines and image sizes: they work or end in a UserError.
 
-Hypothesis draws the same cases every time; their number is printed at the end.
+Hypothesis draws the same cases every time; pytest prints their number at its end.
 """
 
 import functools

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import assume
 from hypothesis import strategies as st
 from PIL import Image
+from untrained import make_workdir
 
+import predict
+import restored
 from configs import common
 from configs import workdir as workdir_config
 from data import stream, transforms
@@ -133,6 +136,43 @@ def test_a_folder_with_any_bytes_trains_or_names_the_record(folder, data):
         assert not masked.arrays["image"][~valid].any()
         with pytest.raises(UserError, match=r"odd\.jpg"):
             next(batches["error"])
+
+
+# ---- Files to classify
+
+
+@pytest.fixture(scope="module")
+def network(data_dir, tmp_path_factory):
+    """An untrained ResNet-8 for digits."""
+    config = common.digits("resnet8,paper")
+    config.data_dir = data_dir
+    config.model.width = 4
+    return restored.load(make_workdir(config, tmp_path_factory.mktemp("untrained")))
+
+
+@st.composite
+def images(draw):
+    """A whole image file of any size from 1×1 to 2000×3."""
+    size = draw(st.one_of(LONG, st.tuples(st.integers(1, 60), st.integers(1, 60))))
+    return encoded(draw(st.sampled_from(["JPEG", "PNG", "GIF", "BMP"])), "RGB", *size)
+
+
+@fuzz("files to classify", whole=images(), anything=st.one_of(st.binary(max_size=200), damaged()))
+def test_any_file_is_classified_or_named(network, tmp_path_factory, whole, anything):
+    """A good file, whatever its size, is classified beside one of arbitrary bytes."""
+    folder = tmp_path_factory.getbasetemp()
+    paths = [folder / "whole", folder / "anything"]
+    for path, data in zip(paths, (whole, anything), strict=True):
+        path.write_bytes(data)
+    good, other = predict.predict(network, paths, batch_size=2)
+    assert (good.path, good.error) == (paths[0], "")
+    for prediction in (good, other):
+        if prediction.error:
+            assert prediction.image is None
+        else:
+            assert prediction.image.shape == (8, 8, 1)
+            assert 0 < prediction.probabilities.sum() <= 1.0001
+            assert len(set(prediction.labels)) == 5
 
 
 # ---- Files of runs and weights
