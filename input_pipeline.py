@@ -164,6 +164,28 @@ def normalization_for(config, images):
     )
 
 
+def split_of(config, split):
+    """The data set's own split behind 'train', 'validation' or 'test'.
+
+    Returns:
+      `(name, is_cut)`: with `is_cut` the last `data.validation_size` images are for validation.
+
+    Raises:
+      UserError: validation images are asked for in two ways.
+    """
+    d = config.data
+    if d.validation_split and d.validation_size:
+        raise UserError(
+            f"data.validation_split={d.validation_split!r} and data.validation_size="
+            f"{d.validation_size}: set one of the two."
+        )
+    if split == "test":
+        return d.test_split, False
+    if split == "validation" and d.validation_split:
+        return d.validation_split, False
+    return d.train_split, True
+
+
 def checked_validation_size(size, number):
     """`size` itself; raises UserError unless some of the `number` training images are left."""
     if not 0 <= size < number:

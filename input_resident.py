@@ -17,6 +17,7 @@ from input_pipeline import (
     normalization_for,
     padded_batches,
     replicate,
+    split_of,
 )
 
 KINDS = ("none", "pad_crop_flip", "random_resized_crop")
@@ -60,11 +61,11 @@ class Resident:
 
     def _split(self, split):
         c = self._config
-        name = c.data.test_split if split == "test" else c.data.train_split
+        name, is_cut = split_of(c, split)
         if name not in self._loaded:
             self._loaded[name] = resident.load(c.dataset, name, c.data_dir)
         images = self._loaded[name]
-        if split == "test":
+        if not is_cut:
             return images
         number = len(images.images)
         cut = number - checked_validation_size(c.data.validation_size, number)

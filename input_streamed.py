@@ -11,7 +11,14 @@ from jax.sharding import PartitionSpec
 import processes
 from data import sources, stream
 from data.device_transforms import CONSTANTS
-from input_pipeline import DATA_AXIS, Facts, Feed, checked_validation_size, normalization_for
+from input_pipeline import (
+    DATA_AXIS,
+    Facts,
+    Feed,
+    checked_validation_size,
+    normalization_for,
+    split_of,
+)
 
 LOG = logging.getLogger("residual")
 NORMALIZATION_SAMPLE = 2_000  # images that the set's own statistics are taken from
@@ -43,17 +50,17 @@ class Streamed:
         """Records of 'train', 'validation' or 'test': `len` and `[i]` → encoded image and label."""
         if split not in self._sources:
             c = self._config
-            name = c.data.test_split if split == "test" else c.data.train_split
+            name, is_cut = split_of(c, split)
             dataset = c.dataset if ":" in c.dataset else f"tfds:{c.dataset}"
             source = sources.open_source(dataset, name, c.data_dir)
-            if split != "test" and c.data.validation_size:
+            if is_cut and c.data.validation_size:
                 number = len(source)
                 cut = number - checked_validation_size(c.data.validation_size, number)
                 # Folders are sorted by class, so the held-out images are drawn; the same ones for
                 # every seed, as in a published split.
                 order = np.random.default_rng(0).permutation(number)
                 source = _Subset(source, np.sort(order[:cut] if split == "train" else order[cut:]))
-            elif split == "validation":
+            elif is_cut and split == "validation":
                 source = _Subset(source, np.arange(0))
             self._sources[split] = source
         return self._sources[split]

@@ -1,14 +1,9 @@
-"""CIFAR-100 with CIFAR-10's recipe, section 4.2: 64k steps of 128, 45k/5k split, per-pixel mean.
+"""CIFAR-100 with CIFAR-10's recipe and arguments: `--config=configs/cifar100.py:resnet110`."""
 
-    python main.py --config=configs/cifar100.py:resnet110      # or plain56, resnet1202, …
-
-The argument also takes `goyal` (modern baseline) and `quick`: `:resnet20,goyal`.
-"""
-
-from configs import common
+from configs import cifar10
 
 
 def get_config(arg=""):
-    config = common.cifar(arg)
+    config = cifar10.get_config(arg)
     config.dataset = "cifar100"
     return config

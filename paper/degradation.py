@@ -16,25 +16,24 @@ def entries(families, depths):
     ]
 
 
-def run(args, families, name, title, panels):
-    """Trains the grid and publishes it with a figure `<out>/<name>.svg`.
+def run(args, families, title, panels):
+    """Trains the grid and publishes it with a figure `<out>/<args.name>.svg`.
 
     Args:
       args: parsed options of `experiment.parser` with depths.
       families: of `entries`.
-      name: of the files.
       title: of the page.
       panels: `[(title of the panel, function name → whether it is drawn there)]`.
     """
     runs, notes = experiment.train_grid(args, entries(families, args.depths))
     summary = experiment.summarise(runs)
     names = list(summary)
-    figure = draw(runs, names, panels, args.out, name)
+    figure = draw(runs, names, panels, args.out, args.name)
     return result.publish(
         args.out,
-        name,
+        args.name,
         title,
-        experiment.header(name, args, notes, runs),
+        experiment.header(args, notes, runs),
         tables(names, summary, args.depths),
         figures=[figure],
         summary=summary,

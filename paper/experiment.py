@@ -22,7 +22,6 @@ from errors import UserError
 from paper import result
 
 LOG = logging.getLogger("residual")
-DIGITS_TEST = 899
 
 
 class Entry(NamedTuple):
@@ -39,17 +38,39 @@ class Entry(NamedTuple):
     model: Mapping[str, Any] = MappingProxyType({})
 
 
-def parser(description, *, depths=None, dataset="cifar10"):
-    """An argument parser with the options that all training commands have.
+class Parser(argparse.ArgumentParser):
+    """The arguments of `python -m paper.<name>`; keeps the whole command, for the result's header.
 
     Args:
+      name: of the table or figure.
       description: the module's docstring.
+    """
+
+    def __init__(self, name, description):
+        super().__init__(
+            f"python -m paper.{name}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.set_defaults(name=name)
+
+    def parse_args(self, argv=None):
+        """The options, with `name` and `command`, by which a reader repeats it."""
+        words = sys.argv[1:] if argv is None else argv
+        args = super().parse_args(words)
+        args.command = f"{self.prog} {shlex.join(words)}".strip()
+        return args
+
+
+def parser(name, description, *, depths=None, dataset="cifar10"):
+    """A `Parser` with the options that all training commands have.
+
+    Args:
+      name, description: of `Parser`.
       depths: the default of `--depths`; None leaves the option out.
       dataset: the default of `--dataset`.
     """
-    p = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(name, description)
     p.add_argument(
         "--dataset", default=dataset, help="cifar10, cifar100, fashion_mnist, digits, folder:PATH …"
     )
@@ -62,7 +83,9 @@ def parser(description, *, depths=None, dataset="cifar10"):
     length.add_argument("--scale", type=float, help="factor on the length of the recipe's schedule")
     p.add_argument("--batch_size", type=int, help="default: the recipe's")
     p.add_argument("--image_size", type=int, help="side of the crops (folder:, tfds: data)")
-    p.add_argument("--validation_size", type=int, help="images held out (folder:, tfds: data)")
+    p.add_argument(
+        "--validation_size", type=int, help="bold curve on held-out training images (default: test)"
+    )
     p.add_argument("--width", type=int, help="channels of the first stage; default: the recipe's")
     p.add_argument("--scan_blocks", action="store_true", help="compile equal blocks once")
     p.add_argument("--runs", default="runs/paper", help="folder of the runs' workdirs")
@@ -116,7 +139,7 @@ def recipe(dataset, network, networks="cifar"):
         config = module.get_config(network)
         config.dataset = dataset
         if ":" in dataset:
-            config.data.update(resident=False, normalization="per_channel", validation_size=0)
+            config.data.update(resident=False, normalization="per_channel")
             config.data.test_split = "val" if dataset.startswith("folder:") else "test"
             config.eval.resize = config.data.image_size
     return config, [] if dataset == paper else [f"{dataset} instead of {paper}"]
@@ -125,9 +148,9 @@ def recipe(dataset, network, networks="cifar"):
 def configure(args, entry, seed):
     """The config of one run of the grid and what was scaled in it.
 
-    Sets of whole arrays train on their full training split, and the curve is that of the test
-    split, as in the paper's figures; nothing is selected by it. Others hold `--validation_size`
-    images of the training split out.
+    A run trains on the full training split, and the curve is that of the test split, as in the
+    paper's figures; nothing is selected by it. With `--validation_size` it is that of as many
+    images of the training split, which are held out.
     """
     networks = getattr(args, "networks", None) or "cifar"
     config, notes = recipe(args.dataset, entry.network, networks)
@@ -136,11 +159,15 @@ def configure(args, entry, seed):
     config.update(seed=seed, data_dir=args.data_dir, tensorboard=False)
     _resize(config, args, notes, entry)
     config.model.update(entry.model)
-    if config.data.resident:
-        _curve_on_test_split(config, notes)
-    elif args.validation_size:
+    if args.validation_size:
         config.data.validation_size = args.validation_size
         notes.append(f"the bold curve is of {args.validation_size} held-out training images")
+    else:
+        config.data.update(validation_size=0, validation_split=config.data.test_split)
+        if networks == "cifar":
+            notes.append(
+                "trained on the whole training split; the bold curve is the test split's error"
+            )
     every = max(1, min(config.eval_every, config.num_steps // 10))
     config.update(
         eval_every=every,
@@ -183,14 +210,6 @@ def _resize(config, args, notes, entry):
         config.model.width = args.width
     if args.scan_blocks and "dropout" not in entry.model.get("variant", ""):
         config.model.scan_blocks = True
-
-
-def _curve_on_test_split(config, notes):
-    test_images = {"digits": DIGITS_TEST}.get(config.dataset, 10_000)
-    config.data.train_split = f"{config.data.train_split}+{config.data.test_split}"
-    # The last images of the two splits together are the test split; the curve is drawn on them.
-    config.data.validation_size = test_images
-    notes.append("trained on the whole training split; the bold curve is the test split's error")
 
 
 def train_grid(args, entries):
@@ -260,10 +279,10 @@ def summarise(runs, error="top1_error"):
     return summary
 
 
-def header(name, args, notes, runs=()):
-    """The header of the result of `python -m paper.<name>`; see `result.header`."""
+def header(args, notes=(), runs=()):
+    """The header of the result of a command; see `result.header`."""
     return result.header(
-        command=f"python -m paper.{name} {shlex.join(sys.argv[1:])}",
+        command=args.command,
         dataset=getattr(args, "dataset", None),
         seeds=sorted({run["seed"] for run in runs}),
         scaled=notes,

@@ -13,9 +13,9 @@ TITLE = "Figure 1: deeper plain networks train worse"
 
 def main(argv=None):
     """Parses the options, runs and writes."""
-    args = experiment.parser(__doc__, depths=[20, 56]).parse_args(argv)
+    args = experiment.parser("figure1", __doc__, depths=[20, 56]).parse_args(argv)
     panels = [("plain networks", lambda name: True)]
-    return degradation.run(args, ("plain",), "figure1", TITLE, panels)
+    return degradation.run(args, ("plain",), TITLE, panels)
 
 
 if __name__ == "__main__":

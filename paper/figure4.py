@@ -1,6 +1,6 @@
 """Figure 4 and table 2: the degradation experiment on ImageNet, 18 against 34 layers (section 4.1).
 
-    python -m paper.figure4 --dataset=tfds:imagenet2012 --validation_size=10000
+    python -m paper.figure4 --dataset=tfds:imagenet2012
     python -m paper.figure4 --dataset=folder:PATH --steps=5000 --image_size=64
     python -m paper.figure4 --dataset=digits --depths 20 56 --steps=200      # with CIFAR's networks
 
@@ -18,7 +18,7 @@ FAMILIES = ("plain", "resnet")
 
 def main(argv=None):
     """Parses the options, trains the grid, tests and publishes."""
-    p = imagenet_form.parser(__doc__)
+    p = imagenet_form.parser("figure4", __doc__)
     p.add_argument("--depths", type=int, nargs="+", help="default: 18 34, or 20 56 for CIFAR's")
     args = imagenet_form.parse(p, argv, depths=DEPTHS)
     runs, notes = imagenet_form.train_and_test(args, degradation.entries(FAMILIES, args.depths))
@@ -29,7 +29,7 @@ def main(argv=None):
         args.out,
         "figure4",
         TITLE,
-        experiment.header("figure4", args, notes, runs),
+        experiment.header(args, notes, runs),
         tables(summary),
         figures=[figure],
         summary=summary,

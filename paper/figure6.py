@@ -17,12 +17,12 @@ TITLE = "Figure 6: plain and residual networks over depths"
 
 def main(argv=None):
     """Parses the options, runs and writes."""
-    args = experiment.parser(__doc__, depths=DEPTHS).parse_args(argv)
+    args = experiment.parser("figure6", __doc__, depths=DEPTHS).parse_args(argv)
     panels = [
         ("plain", lambda name: name.startswith("plain")),
         ("residual", lambda name: name.startswith("resnet")),
     ]
-    return degradation.run(args, ("plain", "resnet"), "figure6", TITLE, panels)
+    return degradation.run(args, ("plain", "resnet"), TITLE, panels)
 
 
 if __name__ == "__main__":

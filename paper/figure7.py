@@ -108,7 +108,7 @@ def _norm_of(conv):
 
 def main(argv=None):
     """Parses the options, trains what is missing, measures and publishes."""
-    parser = experiment.parser(__doc__, depths=[20, 56, 110])
+    parser = experiment.parser("figure7", __doc__, depths=[20, 56, 110])
     parser.add_argument("--workdirs", nargs="+", help="existing runs instead of a grid")
     parser.add_argument("--images", type=int, default=IMAGES, help="test images to measure on")
     args = parser.parse_args(argv)
@@ -132,7 +132,7 @@ def main(argv=None):
         args.out,
         "figure7",
         TITLE,
-        experiment.header("figure7", args, notes, runs),
+        experiment.header(args, notes, runs),
         tables(series),
         figures=[draw(series, args.out)],
         remarks=[

@@ -1,24 +1,20 @@
 """What tables 4 and 5 share: testing given workdirs with a protocol, each only once."""
 
-import argparse
+from pathlib import Path
 
 from tqdm import tqdm
 
 import evaluate
 import restored
 from configs import workdir as workdir_config
-from paper import result
+from paper import experiment, result
 
 PAPER_SCALES = (224, 256, 384, 480, 640)
-# What makes two tests the same.
-QUESTION = ("protocol", "scales", "split", "dataset", "networks")
 
 
-def parser(description):
+def parser(name, description):
     """Options of a command that tests existing workdirs."""
-    p = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = experiment.Parser(name, description)
     p.add_argument("--workdirs", nargs="+", required=True, help="folders of finished runs")
     p.add_argument("--protocol", default="multiscale", choices=("center", "10crop", "multiscale"))
     p.add_argument("--scales", type=int, nargs="+", help="shorter sides; default: the config's")
@@ -30,49 +26,69 @@ def parser(description):
     return p
 
 
-def each(args, name):
-    """Tests every workdir by itself; `<out>/<name>.json` spares what it holds already."""
-    known = (result.read(args.out, name) or {}).get("measured", [])
-    return [
-        _tested(args, folder, (), known)
-        for folder in tqdm(args.workdirs, desc=name, unit="network", disable=None)
-    ]
+def run(args, title, groups, tables):
+    """Tests groups of workdirs and publishes.
+
+    Args:
+      args: parsed options of `parser`.
+      title: of the page.
+      groups: lists of workdirs; each is tested as one ensemble.
+      tables: from the list of what was measured to the tables.
+    """
+    known = (result.read(args.out, args.name) or {}).get("measured", [])
+    bar = tqdm(groups, desc=args.name, unit="test", disable=None)
+    measured = [_measured(args, group, known) for group in bar]
+    return result.publish(
+        args.out,
+        args.name,
+        title,
+        experiment.header(args, _notes(args, measured[0])),
+        tables(measured),
+        measured=measured,
+    )
 
 
-def together(args, name):
-    """Tests all workdirs as one ensemble."""
-    known = (result.read(args.out, name) or {}).get("measured")
-    first, *others = args.workdirs
-    return _tested(args, first, tuple(others), [known] if known else [])
-
-
-def _tested(args, folder, others, known):
-    config = workdir_config.get_config(folder)
-    config.eval.update(protocol=args.protocol, split=args.split, ensemble=others)
+def _measured(args, workdirs, known):
+    first, *others = workdirs
+    config = workdir_config.get_config(first)
+    config.eval.update(protocol=args.protocol, split=args.split, ensemble=tuple(others))
     if args.scales:
         config.eval.scales = tuple(args.scales)
     if args.batch_size:
         config.eval.batch_size = args.batch_size
     config.update(dataset=args.dataset or config.dataset)
     config.update(data_dir=config.data_dir if args.data_dir is None else args.data_dir)
-    members = [restored.load(path) for path in (folder, *others)]
+    model = config.model
+    name = f"{'resnet' if model.residual else 'plain'}{model.depth}"
+    if model.residual and model.depth == 34:
+        name += model.shortcut
+    return tested(config, first, known) | {"name": name, "workdir": str(first)}
+
+
+def tested(config, workdir, known=()):
+    """`evaluate.run(config, workdir)`, unless `known` or the workdir's last test answers it.
+
+    Args:
+      config: of the workdir, with the protocol in `config.eval`.
+      workdir: the folder, and with `config.eval.ensemble` those tested with it.
+      known: results of earlier tests.
+    """
+    members = [restored.load(folder) for folder in (workdir, *config.eval.ensemble)]
     question = evaluate.question(config, members)
-    for one in known:
-        if all(one.get(key) == question[key] for key in QUESTION):
+    last = result.read(workdir, Path(evaluate.RESULT_FILE).stem)
+    for one in (*known, *([last] if last else [])):
+        if all(one.get(key) == value for key, value in question.items()):
             return one
-    name = f"{'resnet' if members[0].model.residual else 'plain'}{members[0].model.depth}"
-    if members[0].model.residual and members[0].model.depth == 34:
-        name += members[0].model.shortcut
-    return evaluate.run(config, folder) | {"name": name, "workdir": str(folder)}
+    return evaluate.run(config, workdir)
 
 
-def notes(args, measured):
+def _notes(args, measured):
     """What differs from the paper's test."""
-    found = [f"{one['dataset']} {one['split']} instead of ImageNet" for one in measured[:1]]
+    found = []
+    if measured["dataset"] != "tfds:imagenet2012":
+        found.append(f"{measured['dataset']} {measured['split']} instead of ImageNet")
     if args.protocol != "multiscale":
         found.append(f"{args.protocol} instead of multi-scale testing")
-    elif tuple(measured[0]["scales"]) != PAPER_SCALES:
-        found.append(f"shorter sides {measured[0]['scales']} instead of {list(PAPER_SCALES)}")
-    if measured[0]["dataset"] == "tfds:imagenet2012":
-        found = found[1:]
+    elif tuple(measured["scales"]) != PAPER_SCALES:
+        found.append(f"shorter sides {measured['scales']} instead of {list(PAPER_SCALES)}")
     return found

@@ -48,7 +48,7 @@ def entries(depth, tables_):
 
 def main(argv=None):
     """Parses the options, trains the grid and publishes."""
-    p = experiment.parser(__doc__)
+    p = experiment.parser("identity_mappings", __doc__)
     p.add_argument("--depth", type=int, default=110, help="of the residual network, 6n+2")
     p.add_argument("--tables", type=int, nargs="+", choices=(1, 2), default=[1, 2])
     args = p.parse_args(argv)
@@ -62,7 +62,7 @@ def main(argv=None):
         args.out,
         "identity_mappings",
         TITLE,
-        experiment.header("identity_mappings", args, notes, runs),
+        experiment.header(args, notes, runs),
         tables(summary, args.tables),
         summary=summary,
         runs=runs,

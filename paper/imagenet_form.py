@@ -1,16 +1,12 @@
 """What figure 4, table 2 and table 3 share: ImageNet networks, tested with ten crops."""
 
-import json
-from pathlib import Path
-
-import evaluate
 from configs import workdir as workdir_config
-from paper import experiment
+from paper import experiment, from_workdirs
 
 
-def parser(description, depths=None):
+def parser(name, description):
     """`experiment.parser` with the choice between ImageNet's networks and CIFAR's."""
-    p = experiment.parser(description, depths=depths, dataset="tfds:imagenet2012")
+    p = experiment.parser(name, description, dataset="tfds:imagenet2012")
     p.add_argument(
         "--networks",
         choices=("imagenet", "cifar"),
@@ -47,11 +43,7 @@ def train_and_test(args, entries):
 
 
 def ten_crop(workdir):
-    """Errors of a run with ten crops; the same result in its `evaluation.json` is not repeated."""
-    path = Path(workdir) / evaluate.RESULT_FILE
-    saved = json.loads(path.read_text()) if path.exists() else {}
-    if (saved.get("protocol"), saved.get("split")) == ("10crop", "test"):
-        return saved
+    """Errors of a run with ten crops."""
     config = workdir_config.get_config(workdir)
     config.eval.protocol = "10crop"
-    return evaluate.run(config, workdir)
+    return from_workdirs.tested(config, workdir)

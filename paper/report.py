@@ -6,7 +6,6 @@ Every table and figure of the paper has its place; what has not been run says so
 SVG; every section names command, data, seeds, device and versions.
 """
 
-import argparse
 import html
 import re
 import sys
@@ -51,7 +50,7 @@ def sections():
         ("figure4", figure4.TITLE, figure4.tables({})),
         ("table3", table3.TITLE, table3.tables({})),
         ("table4", table4.TITLE, table4.tables([])),
-        ("table5", table5.TITLE, table5.tables(None)),
+        ("table5", table5.TITLE, table5.tables([])),
         ("figure6", figure6.TITLE, degradation.tables(plain, {}, figure6.DEPTHS)),
         ("table6", table6.TITLE, table6.tables({})),
         ("figure7", figure7.TITLE, []),
@@ -61,9 +60,7 @@ def sections():
 
 def main(argv=None):
     """Parses the options, gathers and writes both pages."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = experiment.Parser("report", __doc__)
     p.add_argument("--results", default="results", help="folder that the other commands wrote to")
     p.add_argument("--out", help="folder of the pages; default: the same")
     args = p.parse_args(argv)

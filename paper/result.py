@@ -22,7 +22,7 @@ def header(*, command, dataset=None, seeds=(), scaled=()):
     if devices[0].platform == "cpu":
         where = f"{len(devices)} × {platform.machine()} CPU device"
     return {
-        "command": command.strip(),
+        "command": command,
         "date": datetime.date.today().isoformat(),
         "device": where,
         "versions": {"python": platform.python_version()}

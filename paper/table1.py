@@ -6,7 +6,6 @@ Multiply-adds of one 224×224 image in convolutions and the head, which the pape
 Nothing is trained and no weight is allocated.
 """
 
-import argparse
 import sys
 
 from tqdm import tqdm
@@ -26,9 +25,7 @@ STAGES = ("stem_conv", "stage1", "stage2", "stage3", "stage4", "head")
 
 def main(argv=None):
     """Parses the options, counts and publishes."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = experiment.Parser("table1", __doc__)
     p.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
     p.add_argument("--out", default="results", help="folder of the JSON and Markdown")
     args = p.parse_args(argv)
@@ -41,7 +38,7 @@ def main(argv=None):
         args.out,
         "table1",
         TITLE,
-        experiment.header("table1", args, []),
+        experiment.header(args),
         tables(counted),
         remarks=[
             "VGG's numbers are the paper's (section 3.3), for comparison; the rest is counted."

@@ -28,7 +28,7 @@ def entries(depths):
 
 def main(argv=None):
     """Parses the options, trains the grid, tests and publishes."""
-    p = imagenet_form.parser(__doc__)
+    p = imagenet_form.parser("table3", __doc__)
     p.add_argument("--depths", type=int, nargs="+", help="default: 34 50 101 152, or 56 (CIFAR's)")
     args = imagenet_form.parse(p, argv, depths=DEPTHS)
     runs, notes = imagenet_form.train_and_test(args, entries(args.depths))
@@ -37,7 +37,7 @@ def main(argv=None):
         args.out,
         "table3",
         TITLE,
-        experiment.header("table3", args, notes, runs),
+        experiment.header(args, notes, runs),
         tables(summary, top5),
         summary=summary,
         top5=top5,

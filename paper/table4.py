@@ -14,17 +14,9 @@ TITLE = "Table 4: best single models"
 
 
 def main(argv=None):
-    """Parses the options, tests every workdir and publishes."""
-    args = from_workdirs.parser(__doc__).parse_args(argv)
-    measured = from_workdirs.each(args, "table4")
-    return result.publish(
-        args.out,
-        "table4",
-        TITLE,
-        experiment.header("table4", args, from_workdirs.notes(args, measured)),
-        tables(measured),
-        measured=measured,
-    )
+    """Parses the options, tests and publishes."""
+    args = from_workdirs.parser("table4", __doc__).parse_args(argv)
+    return from_workdirs.run(args, TITLE, [[workdir] for workdir in args.workdirs], tables)
 
 
 def tables(measured):

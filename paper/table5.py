@@ -14,32 +14,21 @@ TITLE = "Table 5: ensembles"
 
 
 def main(argv=None):
-    """Parses the options, tests the ensemble and publishes."""
-    args = from_workdirs.parser(__doc__).parse_args(argv)
-    measured = from_workdirs.together(args, "table5")
-    return result.publish(
-        args.out,
-        "table5",
-        TITLE,
-        experiment.header("table5", args, from_workdirs.notes(args, [measured])),
-        tables(measured),
-        measured=measured,
-    )
+    """Parses the options, tests and publishes."""
+    args = from_workdirs.parser("table5", __doc__).parse_args(argv)
+    return from_workdirs.run(args, TITLE, [args.workdirs], tables)
 
 
 def tables(measured):
-    """The ensemble's error beside the paper's; `measured` is falsy when nothing was run."""
-    ensemble = "ResNet (ILSVRC'15, six models)"
-    rows = []
-    for name, paper in numbers.TABLE5.items():
-        if name == ensemble:
-            ours = 100 * measured["top5_error"] if measured else result.NOT_RUN
-            top1 = 100 * measured["top1_error"] if measured else result.NOT_RUN
-            gap = f"{ours - paper:+.2f}" if measured else None
-            number = f", ours of {len(measured['networks'])}" if measured else ""
-            rows.append([name + number, top1, ours, paper, gap])
-        else:
-            rows.append([name, None, None, paper, None])
+    """The ensembles' errors beside the paper's; `measured` is empty when nothing was run."""
+    *others, (name, paper) = numbers.TABLE5.items()
+    rows = [[other, None, None, error, None] for other, error in others]
+    if not measured:
+        rows.append([name, result.NOT_RUN, result.NOT_RUN, paper, None])
+    for one in measured:
+        top1, top5 = 100 * one["top1_error"], 100 * one["top5_error"]
+        number = f"{name}, ours of {len(one['networks'])}"
+        rows.append([number, top1, top5, paper, f"{top5 - paper:+.2f}"])
     columns = ["ensemble", "top-1 (%)", "top-5 (%)", "paper's top-5 (test)", "difference"]
     return [result.table("", columns, rows)]
 

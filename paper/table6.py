@@ -16,7 +16,7 @@ TITLE = "Table 6: residual networks of 20 to 1202 layers"
 
 def main(argv=None):
     """Parses the options, trains the grid and publishes."""
-    args = experiment.parser(__doc__, depths=DEPTHS).parse_args(argv)
+    args = experiment.parser("table6", __doc__, depths=DEPTHS).parse_args(argv)
     grid = [experiment.Entry(f"resnet{depth}", f"resnet{depth}") for depth in args.depths]
     runs, notes = experiment.train_grid(args, grid)
     summary = experiment.summarise(runs)
@@ -25,7 +25,7 @@ def main(argv=None):
         args.out,
         "table6",
         TITLE,
-        experiment.header("table6", args, notes, runs),
+        experiment.header(args, notes, runs),
         tables(summary),
         remarks=[f"The paper's 110 layers: the best of five runs; their mean is {mean} ± {std} %."],
         summary=summary,

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from PIL import Image
 
 import input_pipeline
 from errors import UserError
@@ -67,6 +68,24 @@ def test_validation_is_held_out(tiny):
     assert data.facts.num_train == 800
     assert data.split_size("validation") == 98
     assert data.split_size("test") == 899
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_validation_may_be_a_split_of_its_own(tiny, resident, tmp_path):
+    if not resident:
+        for split, number in (("train", 3), ("dev", 2), ("test", 1)):
+            (tmp_path / split / "a").mkdir(parents=True)
+            for i in range(number):
+                Image.new("RGB", (8, 8)).save(tmp_path / split / "a" / f"{i}.png")
+        tiny.dataset = f"folder:{tmp_path}"
+        tiny.data.update(resident=False, image_size=8, normalization="imagenet")
+    tiny.data.validation_split = "test" if resident else "dev"
+    data = open_data(tiny, make_mesh())
+    sizes = [data.split_size(split) for split in ("train", "validation", "test")]
+    assert sizes == ([898, 899, 899] if resident else [3, 2, 1])
+    tiny.data.validation_size = 1
+    with pytest.raises(UserError, match="validation_split=.*validation_size=1: set one"):
+        open_data(tiny, make_mesh())
 
 
 def test_evaluation_shows_every_image_once(tiny):
