@@ -23,7 +23,7 @@ ALLOWED = {
     "restored": {"models", "checkpoint", "configs", "data", "input_pipeline"},
     "protocols": {"data"},
     "precise_bn": {"models", "checkpoint", "data", "input_pipeline"},
-    "evaluate": {"input_pipeline", "data", "restored", "protocols", "precise_bn"},
+    "evaluate": {"input_pipeline", "models", "data", "restored", "protocols", "precise_bn"},
     "train": {
         *("input_pipeline", "models", "optim", "checkpoint", "evaluate"),
         *("train_step", "run_log", "processes", "workdirs", "configs"),
