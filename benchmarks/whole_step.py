@@ -82,8 +82,8 @@ class WholeStep:
         config, size, classes = row.recipe(size, **fields)
         return cls(config, models.create(config.model, classes), size)
 
-    def lower(self):
-        """The traced program, with the state donated: `jax.stages.Lowered`."""
+    def trace(self):
+        """The step with its state donated: `jax.stages.Traced`."""
         normalization = Normalization(np.full(3, 127.5, np.float32), np.full(3, 64, np.float32))
         step = jax.shard_map(
             train_step.make_train_step(self._config, self._model, normalization),
@@ -92,7 +92,11 @@ class WholeStep:
             out_specs=P(),
             check_vma=False,
         )
-        return jax.jit(step, donate_argnums=0).lower(self.state, self.batch)
+        return jax.jit(step, donate_argnums=0).trace(self.state, self.batch)
+
+    def lower(self):
+        """The traced program for this device's compiler: `jax.stages.Lowered`."""
+        return self.trace().lower()
 
     def runner(self):
         """Compiles, runs two steps; a function that runs n more and returns `timed`'s seconds."""

@@ -112,6 +112,11 @@ def _validate_combination(model):
             f"model.output_stride={model.output_stride}: expected 32, since only "
             "model.stem='imagenet' can be dilated."
         )
+    if model.space_to_depth and model.stem != "imagenet":
+        raise UserError(
+            "model.space_to_depth=True: only the 7×7/2 convolution of model.stem='imagenet' can "
+            "be computed over blocks of pixels; set it to False."
+        )
     if model.scan_blocks and model.variant == "dropout_shortcut":
         raise UserError(
             "model.variant='dropout_shortcut' cannot run with model.scan_blocks=True; "

@@ -35,6 +35,7 @@ class Conv(nn.Module):
       features: output channels.
       kernel_size: an odd number.
       strides, dilation: the same in both directions.
+      space_to_depth: computes by `conv_7x7_of_blocks`: same parameters, same numbers to rounding.
       use_bias: adds one number per output channel; none under a batch normalisation.
       dtype: of the computation; None takes that of input and parameters. Parameters are float32.
       kernel_init: initialiser of the kernel `[kernel_size, kernel_size, in, features]`.
@@ -44,6 +45,7 @@ class Conv(nn.Module):
     kernel_size: int
     strides: int = 1
     dilation: int = 1
+    space_to_depth: bool = False
     use_bias: bool = False
     dtype: Any = None
     kernel_init: nn.initializers.Initializer = he_normal_fan_out
@@ -57,7 +59,10 @@ class Conv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = conv(x, kernel, strides=self.strides, dilation=self.dilation)
+        if self.space_to_depth:
+            y = conv_7x7_of_blocks(x, kernel)
+        else:
+            y = conv(x, kernel, strides=self.strides, dilation=self.dilation)
         return y if bias is None else y + bias.reshape((1, 1, 1, -1))
 
 
@@ -79,6 +84,32 @@ def conv(x, kernel, *, strides=1, dilation=1):
             "which padding by half of it keeps centred; set kernel_size to 1, 3, 5, 7, …"
         )
     return _conv(*_vary_alike(x, kernel), strides, dilation)
+
+
+def conv_7x7_of_blocks(x, kernel):
+    """`conv(x, kernel, strides=2)` as a 4×4 convolution of stride 1 over blocks of 2×2 pixels.
+
+    The kernel gets a row and a column of zeros in front, which makes it 8×8 = 4×4 blocks; with
+    x `[batch, height, width, in]` split alike, 4·in channels take part where an accelerator's
+    matrix unit would find `in` = 3 too few. Odd images get a row or column of zeros behind, as the
+    padding has them.
+
+    Args:
+      kernel: `[7, 7, in, out]`.
+
+    Returns:
+      `[batch, ⌈height/2⌉, ⌈width/2⌉, out]`.
+    """
+    batch, height, width, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(*x.shape[:2], x.shape[3], 4 * channels)
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
+    kernel = kernel.reshape(4, 2, 4, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)
+    kernel = kernel.reshape(4, 4, 4 * channels, -1)
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), [(2, 1)] * 2, dimension_numbers=DIMENSION_NUMBERS
+    )
 
 
 def _vary_alike(*arrays):

@@ -192,6 +192,7 @@ class ResNet(nn.Module):
       shortcut: 'A', 'B' or 'C' (section 3.3 and 4.1).
       stem: 'imagenet' (7×7/2, 3×3/2 max pool, four stages) or 'cifar' (3×3, three stages).
       stem_pool: 'padded' (torch, Keras) or 'unpadded', as the authors' Caffe release pools.
+      space_to_depth: compute the 7×7/2 stem as 4×4/1 on 12 channels; same parameters and numbers.
       width: channels of the first stage; doubled at each next one (64 and 16 in the paper).
       preactivation: BN-ReLU-conv blocks (Identity Mappings, figure 4(e)).
       variant: 'none', or a design that Identity Mappings tried and rejected (`VARIANTS`).
@@ -213,6 +214,7 @@ class ResNet(nn.Module):
     shortcut: str = "B"
     stem: str = "imagenet"
     stem_pool: str = "padded"
+    space_to_depth: bool = False
     width: int = 64
     preactivation: bool = False
     variant: str = "none"
@@ -251,7 +253,14 @@ class ResNet(nn.Module):
 
         imagenet = self.stem == "imagenet"
         kernel_size, strides = (7, 2) if imagenet else (3, 1)
-        x = Conv(self.width, kernel_size, strides, dtype=dtype, name="stem_conv")(images)
+        x = Conv(
+            self.width,
+            kernel_size,
+            strides,
+            space_to_depth=self.space_to_depth,
+            dtype=dtype,
+            name="stem_conv",
+        )(images)
         x = _norm_relu(placement.stem, x, norm, "stem_bn")
         endpoints = {"stem": x}
         x = max_pool_3x3(x, padded=self.stem_pool == "padded") if imagenet else x

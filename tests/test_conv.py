@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from errors import UserError
-from models.conv import FEW_CHANNELS, Conv, conv
+from models.conv import FEW_CHANNELS, Conv, conv, conv_7x7_of_blocks
 
 WIDE = FEW_CHANNELS + 1
 
@@ -98,6 +98,15 @@ def test_bfloat16_is_as_near_to_float32_as_xlas(case):
     )
     assert all(a.dtype == jnp.bfloat16 for a in got)
     assert_agree([a.astype(jnp.float32) for a in got], exact, tolerance=2e-2)
+
+
+@pytest.mark.parametrize("size", [(8, 9), (7, 7), (15, 16), (2, 1), (1, 1), (12, 10)], ids=str)
+def test_blocks_of_pixels_give_the_stems_value_and_gradients(size):
+    x, kernel = arrays((7, 2, 1, size, (3, 4)))
+    assert_agree(
+        jax.jit(lambda *a: value_and_gradients(conv_7x7_of_blocks, *a))(x, kernel),
+        jax.jit(lambda *a: value_and_gradients(lambda *b: reference(*b, 2), *a))(x, kernel),
+    )
 
 
 def test_scanned_gradients_are_those_of_the_unrolled_blocks():

@@ -216,6 +216,21 @@ def test_forms_compute_the_same(form):
     )
 
 
+def test_the_stem_over_blocks_of_pixels_has_the_same_parameters_and_numbers():
+    fields = {"depth": 18, "width": 4}
+    base, other = (models.create(fields | {"space_to_depth": on}, 3) for on in (False, True))
+    x = jax.random.normal(KEY, (2, 33, 38, 3))
+    variables = jax.jit(lambda: base.init(KEY, x, train=False))()
+    own = jax.eval_shape(lambda: other.init(KEY, x, train=False))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, own)
+    found, expected = (
+        jax.jit(lambda m=m: m.apply(variables, x, train=False))() for m in (other, base)
+    )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected
+    )
+
+
 def test_scanned_blocks_start_differently():
     variables = small(depth=32, scan_blocks=True).init(KEY, images(), train=False)
     kernel = variables["params"]["stage1"]["blocks"]["conv1"]["kernel"]
@@ -244,6 +259,7 @@ def test_bfloat16_keeps_float32_where_it_must():
         ({"width": 0}, "width=0"),
         ({"dtype": "float16"}, "float16"),
         ({"remat": "all"}, "remat"),
+        ({"space_to_depth": True}, "stem='imagenet'"),
         ({"shortcut_scale": float("nan")}, "shortcut_scale"),
         ({"residual": "yes"}, "residual"),
         ({"colour": 1}, "colour"),
