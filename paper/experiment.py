@@ -8,6 +8,7 @@ where it was.
 import argparse
 import logging
 import shlex
+import signal
 import statistics
 import sys
 from collections.abc import Mapping
@@ -105,6 +106,8 @@ def run(main, argv=None):
     except train.Interrupted as stopped:
         print(f"{stopped}; run the same command to continue.", file=sys.stderr)
         return 128 + stopped.signum
+    except KeyboardInterrupt:  # outside training there is nothing to save
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -7,6 +7,7 @@ SVG; every section names command, data, seeds, device and versions.
 """
 
 import html
+import os
 import re
 import sys
 from pathlib import Path
@@ -31,13 +32,26 @@ from paper import (
 )
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
-th, td { padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child, td:first-child { text-align: left }
-svg { max-width: 100%; height: auto }
-.header { color: #555; font-size: .85rem }
+:root { color-scheme: light }
+body { font: 16px/1.55 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+  max-width: 58rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem }
+h1 { font-size: 1.9rem; line-height: 1.2 }
+h2 { font-size: 1.35rem; margin: 3rem 0 .75rem; padding-top: 1rem; border-top: 1px solid #ccc }
+h3 { font-size: 1.05rem; margin: 1.5rem 0 .5rem }
+nav { columns: 2; column-gap: 2rem; padding: 0; margin: 1.5rem 0 }
+nav div { break-inside: avoid }
+a { color: #0b57a4 }
+.scroll { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
+th { vertical-align: bottom; border-bottom: 2px solid #888; font-weight: 600 }
+th:first-child, td:first-child { text-align: left; padding-left: 0 }
+figure { margin: 1.5rem 0 }
+figure svg { display: block; width: 100%; height: auto; max-width: 52rem }
+code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere }
+.header { color: #555; font-size: .85rem; padding-left: 1.1rem }
 .missing { color: #a00 }
+@media (max-width: 40rem) { nav { columns: 1 } }
 """
 
 
@@ -66,20 +80,22 @@ def main(argv=None):
     args = p.parse_args(argv)
     out = args.out or args.results
     markdown, body = ["# The paper's tables and figures, and ours", ""], []
-    counts = [0, 0]
+    titles, counts = [], [0, 0]
     for name, title, empty in tqdm(sections(), unit="section", disable=None):
         found = _read(args.results, name)
         counts[found is None] += 1
         content = found or {"title": title, "tables": empty, "figures": [], "remarks": []}
-        markdown += [*_markdown(content, name, found is not None), ""]
+        titles.append((name, content["title"], found is not None))
+        links = [os.path.relpath(Path(args.results, figure), out) for figure in content["figures"]]
+        markdown += [*_markdown(content | {"figures": links}, name, found is not None), ""]
         body.append(_html(content, name, found is not None, args.results))
     page = result.write_text(out, "report.md", "\n".join(markdown))
     whole = (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>Paper and reproduction</title><style>{STYLE}</style></head>\n"
         "<body><h1>The paper's tables and figures, and ours</h1>\n"
-        + "\n".join(body)
+        + "\n".join([_contents(titles), *body])
         + "\n</body></html>\n"
     )
     html_page = result.write_text(out, "report.html", whole)
@@ -104,17 +120,28 @@ def _markdown(content, name, was_run):
     return [*result.markdown_body(stub, level=2), f"**not run**: `python -m paper.{name}`"]
 
 
+def _contents(titles):
+    lines = []
+    for name, title, was_run in titles:
+        state = "" if was_run else " <span class='missing'>(not run)</span>"
+        lines.append(f"<div><a href='#{name}'>{html.escape(title)}</a>{state}</div>")
+    return "<nav>" + "\n".join(lines) + "</nav>"
+
+
 def _html(content, name, was_run, folder):
     parts = [f"<section id='{name}'><h2>{html.escape(content['title'])}</h2>"]
     for table in content["tables"]:
         if table["heading"]:
             parts.append(f"<h3>{html.escape(table['heading'])}</h3>")
         parts.append(_html_table(table))
-    parts += [_inline_svg(Path(folder) / figure, name) for figure in content["figures"]]
+    for figure in content["figures"]:
+        parts.append(f"<figure>{_inline_svg(Path(folder) / figure, name)}</figure>")
     parts += [f"<p>{html.escape(remark)}</p>" for remark in content["remarks"]]
     if was_run:
-        lines = (html.escape(line) for line in result.header_lines(content["header"]))
-        parts.append("<p class='header'>" + "<br>".join(lines) + "</p>")
+        items = []
+        for line in result.header_lines(content["header"]):
+            items.append(re.sub("`(.*)`", r"<code>\1</code>", html.escape(line)))
+        parts.append("<ul class='header'><li>" + "<li>".join(items) + "</ul>")
     else:
         parts.append(f"<p class='missing'>not run: <code>python -m paper.{name}</code></p>")
     return "\n".join([*parts, "</section>"])
@@ -124,8 +151,10 @@ def _html_table(table):
     def row(tag, cells):
         return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
 
-    body = [row("td", map(result.cell, cells)) for cells in table["rows"]]
-    return "<table>" + "\n".join([row("th", table["columns"]), *body]) + "</table>"
+    body = "\n".join(row("td", map(result.cell, cells)) for cells in table["rows"])
+    head = row("th", table["columns"])
+    table = f"<table><thead>{head}</thead>\n<tbody>{body}</tbody></table>"
+    return f"<div class='scroll'>{table}</div>"
 
 
 def _inline_svg(path, name):
