@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import shutil
+import sys
 import zlib
 from pathlib import Path
 
@@ -27,6 +28,23 @@ VALIDATION_FILE = "validation_errors.json"
 LOCK_FILE = ".lock"
 UNFINISHED = ".orbax-checkpoint-tmp*"  # what a kill during a save leaves behind
 DELETING = "deleting-"  # and during a deletion
+
+
+def _without_closed_loops(previous):
+    """A hook for exceptions that nobody can catch, without those that follow a damaged file.
+
+    Orbax gives up a restore at the first error; what tensorstore's threads read after that finds the
+    event loop closed, and each prints a traceback.
+    """
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    return hook
+
+
+sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
 
 
 def to_host(tree):

@@ -4,6 +4,7 @@ The authors' released models carry such averages, computed after training.
 """
 
 import logging
+import zipfile
 from pathlib import Path
 
 import jax
@@ -128,7 +129,7 @@ def _read(path, member, batches):
             if (int(arrays["step"]), int(arrays["batches"])) != (member.step, batches):
                 return None
             return fill(member.variables["batch_stats"], dict(arrays))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 

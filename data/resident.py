@@ -3,12 +3,14 @@
 import contextlib
 import fcntl
 import os
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from data.sources import DAMAGE
 from errors import UserError
 
 DIGITS = "digits"
@@ -104,11 +106,20 @@ def _decode(tfds, builder, split):
             f"{', '.join(builder.info.splits)} ({error})."
         ) from error
     images, labels = [], []
-    for start in range(0, len(source), CHUNK):
-        for record in source.__getitems__(list(range(start, min(start + CHUNK, len(source))))):
-            image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), cv2.IMREAD_UNCHANGED)
-            images.append(image[:, :, ::-1] if image.ndim == 3 else image[:, :, None])  # BGR → RGB
-            labels.append(record["label"])
+    try:
+        for start in range(0, len(source), CHUNK):
+            for record in source.__getitems__(list(range(start, min(start + CHUNK, len(source))))):
+                image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), cv2.IMREAD_UNCHANGED)
+                if image is None:
+                    raise ValueError("it holds no image")
+                image = image[:, :, ::-1] if image.ndim == 3 else image[:, :, None]  # BGR → RGB
+                images.append(image)
+                labels.append(record["label"])
+    except (*DAMAGE, cv2.error) as error:
+        raise UserError(
+            f"{builder.data_path}: record {len(images)} of split {split!r}, or one of the "
+            f"{CHUNK} after it, is damaged ({error}); remove this directory and prepare it again."
+        ) from error
     if not images:
         raise UserError(f"split {split!r} of {builder.name} is empty.")
     return np.stack(images), np.asarray(labels, np.int32)
@@ -118,7 +129,7 @@ def _read_cache(path):
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return arrays["images"], arrays["labels"]
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # absent or damaged: it is only a copy
 
 

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from absl import logging
+from google.protobuf import message
 
 from data import folder, index_cache
 from data.decode import DecodeError
 from errors import UserError
+
+# What the readers raise on damaged files, and on records that hold something else than an example.
+DAMAGE = (OSError, ValueError, RuntimeError, TypeError, KeyError, message.DecodeError)
 
 
 class Record(NamedTuple):
@@ -150,13 +154,16 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        example = self._features.deserialize_example_np(
-            self._records[index], decoders=self._decoders
-        )
         name = f"{self._split}[{index}]"
-        if self._name:
-            name = f"{name} {bytes(example[self._name]).decode(errors='replace')}"
-        return Record(bytes(example[self._image]), int(example[self._label]), name)
+        try:
+            example = self._features.deserialize_example_np(
+                self._records[index], decoders=self._decoders
+            )
+            if self._name:
+                name = f"{name} {bytes(example[self._name]).decode(errors='replace')}"
+            return Record(bytes(example[self._image]), int(example[self._label]), name)
+        except DAMAGE as error:
+            raise DecodeError(f"cannot be read: {error}", name) from error
 
 
 def _prepared_info(name: str, data_dir: str):

@@ -259,9 +259,14 @@ def _loader(source: Source, image_shape: tuple[int, ...], on_corrupt: str):
 
 
 def _read(source: Source, index: int) -> Record:
-    """A record that cannot be read is as corrupt as one that cannot be decoded."""
+    """A record that cannot be read is as corrupt as one that cannot be decoded.
+
+    Our own sources say so themselves, with its name.
+    """
     try:
         return source[index]
+    except DecodeError:
+        raise
     except _READ_ERRORS as error:
         raise DecodeError(f"cannot be read: {error}") from error
 

@@ -76,21 +76,23 @@ def _tar(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def write_archives(directory: Path) -> None:
-    """ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar."""
+def write_archives(directory: Path, extra: dict[str, bytes] | None = None) -> None:
+    """ILSVRC2012_img_train.tar (the first synset with `extra` files), ILSVRC2012_img_val.tar."""
     directory.mkdir(parents=True, exist_ok=True)
-    synsets = {f"{synset}.tar": _tar(files) for synset, files in train_files().items()}
+    files_of = train_files()
+    files_of[SYNSETS[0]] |= extra or {}
+    synsets = {f"{synset}.tar": _tar(files) for synset, files in files_of.items()}
     (directory / "ILSVRC2012_img_train.tar").write_bytes(_tar(synsets))
     # The original's members are not sorted; labels go by sorted name all the same.
     validation = dict(reversed(validation_files().items()))
     (directory / "ILSVRC2012_img_val.tar").write_bytes(_tar(validation))
 
 
-def prepare(directory: Path) -> Path:
+def prepare(directory: Path, extra: dict[str, bytes] | None = None) -> Path:
     """Builds the archives, runs prepare_data.py on them; returns TFDS's data directory."""
     import prepare_data
 
-    write_archives(directory / "archives")
+    write_archives(directory / "archives", extra)
     data_dir = directory / "data"
     status = prepare_data.main(
         ["imagenet2012", "--from", str(directory / "archives"), "--data_dir", str(data_dir)]

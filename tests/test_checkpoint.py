@@ -10,8 +10,8 @@ import pytest
 from checkpoint import FOLDER, UNFINISHED, Checkpoints, fill, flatten
 from errors import UserError
 
-# tensorstore reports some failures a second time, to an event loop that is gone.
-quiet = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# Damage is named once; tensorstore's threads must not print tracebacks besides.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 
 
 def tree(step=0):
@@ -184,7 +184,6 @@ def test_a_half_renamed_checkpoint_is_not_there(saved):
     assert Checkpoints(saved, read_only=True).restore(tree())[0] == 2
 
 
-@quiet
 @pytest.mark.parametrize("seed", range(20))
 def test_any_flipped_bit_is_found_or_harmless(saved, seed):
     generator = np.random.default_rng(seed)
@@ -236,7 +235,6 @@ def test_leftovers_of_killed_saves_and_deletions_are_removed(saved):
 # ---- Storage
 
 
-@quiet
 def test_no_space_left_keeps_the_previous_checkpoint(saved):
     checkpoints = Checkpoints(saved, keep=1)
     checkpoints.restore(tree())

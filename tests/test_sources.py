@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data import folder, index_cache, tfrecord
-from data.decode import decode
+from data.decode import DecodeError, decode
 from data.sources import open_source
 from errors import UserError
 from tests import ilsvrc
@@ -238,6 +238,37 @@ def test_another_prepared_version_is_pointed_out_and_can_be_named(as_tfrecord, t
     old = open_source("tfds:imagenet2012:5.0.0", "train", str(tmp_path))
     new = open_source("tfds:imagenet2012", "train", str(as_tfrecord))
     assert old[3].image == new[3].image
+
+
+def no_example(path):
+    """Replaces every record by one that is no tf.train.Example."""
+    from array_record.python import array_record_module
+
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for index in range(18):
+        writer.write((b"garbage\xff\xff", b"", b"\x0a\x00")[index % 3])
+    writer.close()
+
+
+def flip_bits(path):
+    data = bytearray(path.read_bytes())
+    data[100:30_000:500] = bytes(byte ^ 16 for byte in data[100:30_000:500])
+    path.write_bytes(data)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [no_example, flip_bits, empty, Path.unlink])
+def test_records_of_a_damaged_array_record_are_named(prepared, tmp_path, damage):
+    shutil.copytree(prepared, tmp_path / "data")
+    damage(next(tmp_path.glob("data/imagenet2012/*/*-train.array_record-*")))
+    source = open_source("tfds:imagenet2012", "train", str(tmp_path / "data"))
+    for index in range(3):
+        with pytest.raises(DecodeError, match="cannot be read") as caught:
+            source[index]
+        assert caught.value.record == f"train[{index}]"
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", "tfds:", "folder:", "tfds:no_such_set", "s3:x"])
