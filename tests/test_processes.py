@@ -16,6 +16,7 @@ from benchmarks import faults
 from checkpoint import FOLDER, Checkpoints
 from configs import digits
 from errors import UserError
+from tests import ilsvrc
 
 OPTIONS = {
     "model.width": 4,
@@ -54,6 +55,54 @@ def test_two_processes_stop_at_the_same_step_go_on_and_equal_one_process(options
     assert "Continuing after step" in runs[0].said()
     train.train(config_of(options), alone)  # one process, two devices
     assert faults.differences(together, alone) == []
+
+
+@pytest.fixture
+def images(tmp_path):
+    """An image folder: 26 images to train on, 13 to test on, and one of each that is none."""
+    for split, number in (("train", 26), ("val", 13)):
+        folder = tmp_path / "images" / split / "thing"
+        folder.mkdir(parents=True)
+        for i in range(number):
+            ilsvrc.photograph(i, side=40).save(folder / f"{i}.jpg")
+        (folder / "damaged.jpg").write_bytes(b"damaged")
+    return tmp_path / "images"
+
+
+def test_streamed_images_on_two_processes_equal_one(images, data_dir, tmp_path):
+    """Worker threads, a masked record, a stop and a last batch that leaves process 1 nothing."""
+    options = OPTIONS | {
+        "data_dir": data_dir,
+        "dataset": f"folder:{images}",
+        "augment.kind": "random_resized_crop",
+        "batch_size": 8,
+        "num_steps": 120,
+        "log_every": 5,
+        "eval_every": 60,
+        "data.resident": False,
+        "data.image_size": 16,
+        "data.normalization": "per_channel",
+        "data.test_split": "val",
+        "data.validation_size": 2,
+        "data.num_threads": 2,
+        "data.on_corrupt": "mask",
+        "data.max_corrupt_fraction": 0.5,
+        "eval.resize": 18,
+        "eval.batch_size": 12,
+    }
+    together, alone = tmp_path / "two", tmp_path / "one"
+    env = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
+    runs = faults.pair(together, options, env=env)
+    assert runs[0].wait_until(lambda: faults.last_step(together) >= 5), runs[0].said()
+    runs[0].kill(signal.SIGTERM)
+    assert [run.wait() for run in runs] == [143, 143], runs[0].said()
+    assert 5 < Checkpoints(together, read_only=True).steps()[-1] < 120
+    runs = faults.pair(together, options, env=env)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].said()
+    final = train.train(config_of(options), alone)
+    assert faults.differences(together, alone) == []
+    assert final["images"] == 13
+    assert final["masked_records"] == ["train/thing/damaged.jpg", "val/thing/damaged.jpg"]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])  # SIGSTOP: it hangs
