@@ -3,8 +3,9 @@
 GPU and TPU compilers choose well among the forms of a convolution, and get XLA's own operator and
 its transposes. XLA:CPU does not: its weight gradient runs at a twentieth of the machine's speed
 where channels are few, and inside a loop (`lax.scan`) it does not even bring the gradients into the
-form that its fast kernels take. There the same sums are written as matrix products over shifted
-copies (`benchmarks/step_time.md` has the figures); the numbers agree to rounding.
+form that its fast kernels take. There the weight gradient is written as a matrix product over
+shifted copies and the input's gradient as an ordinary convolution (`benchmarks/step_time.md` has
+the figures); the numbers agree to rounding.
 """
 
 import operator
@@ -19,8 +20,6 @@ from jax import lax
 from errors import UserError
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
-# Up to here shifted copies and one matrix product beat XLA:CPU's convolution, measured.
-FEW_CHANNELS = 32
 
 # He normal over the fan-out, k·k·features, not truncated: the rule of the authors' released code
 # and of Torch's MSRinit for ResNets. It keeps the variance of the gradient; over the fan-in the
@@ -171,8 +170,6 @@ def _xla_backward(x, kernel, dy, strides, dilation):
 def _forward_cpu(x, kernel, strides, dilation):
     if kernel.shape[0] == 1:
         return _product(x[:, ::strides, ::strides], kernel[0, 0])
-    if strides == 1 and max(kernel.shape[2:]) <= FEW_CHANNELS:
-        return _conv_of_columns(_columns(x, kernel.shape[0], dilation), kernel, dilation)
     return _xla_conv(x, kernel, strides, dilation)
 
 
@@ -186,15 +183,9 @@ def _backward_cpu(x, kernel, dy, strides, dilation):
     # The barrier keeps XLA from folding reversal and transpose back into a convolution's window,
     # a form for which it has no fast kernel.
     turned = lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
-    columns = _columns(dy, k, dilation) if strides == 1 else None
-    if strides == 1 and max(channels, features) <= FEW_CHANNELS:
-        dx = _conv_of_columns(columns, turned, dilation)
-    else:
-        dx = _input_gradient(turned, dy, strides, dilation, x.shape)
-    # Without a barrier the forward pass keeps the copies that both passes share, k times x.
-    x = lax.optimization_barrier(x)
+    dx = _input_gradient(turned, dy, strides, dilation, x.shape)
     if strides == 1 and features <= k * channels:
-        products = _weight_product(_rows(x, k, dilation), columns)
+        products = _weight_product(_rows(x, k, dilation), _columns(dy, k, dilation))
         products = products.reshape(k, channels, k, features)
         dkernel = products.transpose(0, 2, 1, 3)[:, ::-1]
     else:
@@ -256,24 +247,6 @@ def _side_by_side(x, moves):
         for j, (rows, columns) in enumerate(moves)
     )
     return reduce(operator.add, copies)
-
-
-def _conv_of_columns(columns, kernel, dilation):
-    """One product for all rows of the kernel, then the sum of its k shifted outputs."""
-    k, _, channels, features = kernel.shape
-    matrix = kernel.transpose(1, 2, 0, 3).reshape(k * channels, k * features)
-    products = lax.dot_general(
-        columns,
-        matrix,
-        (((3,), (0,)), ((), ())),
-        preferred_element_type=_accumulator(columns.dtype),
-    )
-    height = columns.shape[1] - dilation * (k - 1)
-    rows = (
-        products[:, i * dilation : i * dilation + height, :, i * features : (i + 1) * features]
-        for i in range(k)
-    )
-    return reduce(operator.add, rows).astype(columns.dtype)
 
 
 def _patches(x, k, strides, dilation, output_shape):

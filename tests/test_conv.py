@@ -9,12 +9,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from errors import UserError
-from models.conv import FEW_CHANNELS, Conv, conv, conv_7x7_of_blocks
-
-WIDE = FEW_CHANNELS + 1
+from models.conv import Conv, conv, conv_7x7_of_blocks
 
 # (kernel, strides, dilation, (height, width), (in, out)): the sizes reach 1×1 maps under 7×7
-# kernels and images smaller than the padding; the channels both sides of every choice of form.
+# kernels and images smaller than the padding; few and many channels, more of either than the other.
 CASES = [
     (1, 1, 1, (5, 6), (3, 4)),
     (1, 2, 1, (5, 6), (3, 4)),
@@ -22,12 +20,12 @@ CASES = [
     (1, 3, 1, (7, 5), (3, 4)),
     (3, 1, 1, (5, 6), (3, 4)),
     (3, 1, 1, (5, 6), (2, 8)),
-    (3, 1, 1, (5, 6), (WIDE, 3)),
+    (3, 1, 1, (5, 6), (40, 3)),
     (3, 1, 1, (1, 1), (3, 4)),
     (3, 1, 2, (5, 6), (3, 4)),
-    (3, 1, 2, (5, 6), (3, WIDE)),
+    (3, 1, 2, (5, 6), (3, 40)),
     (3, 1, 4, (6, 3), (3, 4)),
-    (3, 1, 4, (1, 2), (WIDE, WIDE)),
+    (3, 1, 4, (1, 2), (40, 40)),
     (3, 2, 1, (8, 5), (3, 4)),
     (3, 2, 1, (1, 2), (3, 4)),
     (3, 2, 2, (7, 6), (3, 4)),
@@ -129,10 +127,10 @@ def test_scanned_gradients_are_those_of_the_unrolled_blocks():
 
 def test_no_convolution_is_left_to_the_loop_in_a_transposed_form():
     """XLA:CPU does not rewrite convolutions inside loops; its fast kernels take only this form."""
-    kernels = jnp.ones((3, 3, 3, WIDE, WIDE))
+    kernels = jnp.ones((3, 3, 3, 8, 8))
 
     def loss(kernels):
-        x = jnp.ones((2, 5, 5, WIDE))
+        x = jnp.ones((2, 5, 5, 8))
         return lax.scan(lambda x, k: (conv(x, k), None), x, kernels)[0].sum()
 
     compiled = jax.jit(jax.grad(loss)).lower(kernels).compile().as_text()
