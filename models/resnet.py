@@ -36,6 +36,8 @@ IMAGENET = {
 }
 MAX_CIFAR_DEPTH = 6 * 2000 + 2
 MIN_SCANNED_STAGE = 3  # blocks; a loop over fewer than two saves nothing
+# Arrays of its input's size that a block keeps for its gradient, measured in the CIFAR networks.
+KEPT_PER_BLOCK = 7
 
 HEAD_INIT = nn.initializers.normal(0.01)  # Goyal et al., section 5.1; the paper does not say.
 
@@ -88,6 +90,18 @@ def max_pool_3x3(x, padded=True):
     return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=padding)
 
 
+def segment_length(remat, blocks):
+    """Blocks between two activations that are kept, by `config.model.remat`.
+
+    Of n blocks in segments of s, n / s inputs and what one segment keeps while it is computed
+    again, s · `KEPT_PER_BLOCK` arrays, are held at once: least for s = √(n / `KEPT_PER_BLOCK`)
+    (Chen et al. 2016, section 4.1).
+    """
+    if remat == "segments":
+        return math.ceil(math.sqrt(blocks / KEPT_PER_BLOCK))
+    return 1 if remat == "block" else blocks
+
+
 class Stage(nn.Module):
     """Blocks of one width; only the first may change the shape.
 
@@ -99,7 +113,7 @@ class Stage(nn.Module):
       first, rest: make the first and the other blocks, given `name` or `parent`.
       size: number of blocks.
       remat: what the backward pass computes again instead of keeping: 'none', each 'block', or
-        'segments' of √size blocks, whose peak memory grows with √depth (Chen et al. 2016).
+        'segments' of several (`segment_length`), whose peak memory grows with √depth.
     """
 
     first: Callable[..., blocks.Block]
@@ -123,7 +137,7 @@ class Stage(nn.Module):
 
         if self.remat == "none":
             return run(self, x, start, stop)
-        length = 1 if self.remat == "block" else math.ceil(math.sqrt(self.size))
+        length = segment_length(self.remat, self.size)
         for i in range(start, stop + 1, length):
             segment = functools.partial(run, start=i, stop=min(i + length - 1, stop))
             x = nn.remat(segment)(self, x)
@@ -151,9 +165,12 @@ class Stage(nn.Module):
             )
             return x, updated["batch_stats"]
 
-        length = {"none": count, "block": 1}.get(self.remat, math.ceil(math.sqrt(count)))
         x, new_stats = _scan_in_segments(
-            body, x, (params, stats.value), length, remat=self.remat != "none"
+            body,
+            x,
+            (params, stats.value),
+            segment_length(self.remat, count),
+            remat=self.remat != "none",
         )
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             stats.value = new_stats
@@ -169,16 +186,15 @@ def _scan_in_segments(body, x, stacked, length, remat):
     count = jax.tree.leaves(stacked)[0].shape[0]
     if not remat:
         return run(x, stacked)
-    run = jax.checkpoint(run, prevent_cse=False)
     whole = count // length
     split = jax.tree.map(
         lambda a: a[: whole * length].reshape((whole, length, *a.shape[1:])), stacked
     )
-    x, outputs = jax.lax.scan(run, x, split)
+    x, outputs = jax.lax.scan(jax.checkpoint(run, prevent_cse=False), x, split)
     outputs = jax.tree.map(lambda a: a.reshape((-1, *a.shape[2:])), outputs)
     if whole * length == count:
         return x, outputs
-    x, last = run(x, jax.tree.map(lambda a: a[whole * length :], stacked))
+    x, last = jax.checkpoint(run)(x, jax.tree.map(lambda a: a[whole * length :], stacked))
     return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, last)
 
 

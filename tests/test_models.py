@@ -11,7 +11,7 @@ import pytest
 import models
 from errors import UserError
 from models import blocks, stacking
-from models.resnet import VARIANTS
+from models.resnet import VARIANTS, segment_length
 
 KEY = jax.random.key(0)
 
@@ -95,7 +95,8 @@ def small(**fields):
 
 @functools.cache
 def images(height=9, width=7, channels=3):
-    return jax.random.normal(jax.random.key(1), (2, height, width, channels))
+    with jax.ensure_compile_time_eval():  # kept across calls, of which the first may be traced
+        return jax.random.normal(jax.random.key(1), (2, height, width, channels))
 
 
 def test_option_a_subsamples_and_appends_zeros():
@@ -190,8 +191,10 @@ def test_mean_of_logits_map_is_logits():
     ],
     ids=lambda form: "-".join(map(str, form.values())),
 )
-def test_forms_compute_the_same(form):
+def test_forms_compute_the_same(form, monkeypatch):
     """Scanning and recomputing change neither numbers (to rounding) nor the tree on disk."""
+    # Five blocks, four of them scanned, make two unequal segments.
+    monkeypatch.setattr("models.resnet.KEPT_PER_BLOCK", 0.5)
     base, other = small(depth=32), small(depth=32, **form)
     variables = jax.jit(lambda: base.init(KEY, images(), train=False))()
 
@@ -229,6 +232,13 @@ def test_the_stem_over_blocks_of_pixels_has_the_same_parameters_and_numbers():
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected
     )
+
+
+def test_segments_grow_with_the_root_of_the_depth():
+    lengths = [segment_length("segments", n) for n in (1, 5, 18, 200, 20_000)]
+    assert lengths == [1, 1, 2, 6, 54]
+    assert segment_length("block", 18) == 1
+    assert segment_length("none", 18) == 18
 
 
 def test_scanned_blocks_start_differently():
