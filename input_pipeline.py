@@ -47,12 +47,18 @@ class Facts(NamedTuple):
         return len(self.label_names)
 
     def save(self, workdir):
-        """Writes `data.json`."""
+        """Writes `data.json`; raises UserError when it cannot."""
         fields = self._asdict() | {"normalization": self.normalization.to_dict()}
         path = Path(workdir) / FACTS_FILE
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(fields))
-        temporary.replace(path)
+        try:
+            temporary.write_text(json.dumps(fields))
+            temporary.replace(path)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error}). Free space or make the folder writable, "
+                "then run the same command again."
+            ) from error
 
     @classmethod
     def load(cls, workdir):

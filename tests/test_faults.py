@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import threading
 import time
 
@@ -185,17 +186,47 @@ def test_two_runs_of_200_steps_have_the_same_bits(tiny, tmp_path):
 # ---- Storage
 
 
-def test_no_space_left_ends_with_a_message_and_the_run_continues(config, reference, tmp_path):
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder and what sets its space in KiB: a disk of its own, where mounting is allowed.
+
+    Else a limit on the size of every file, which ends in EFBIG instead of ENOSPC.
+    """
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = [shutil.which("mount") or "false", "-t", "tmpfs", "tmpfs", str(folder), "-o"]
+    if subprocess.run([*mount, "size=400k"], check=False, capture_output=True).returncode == 0:
+        yield folder, lambda size: subprocess.run([*mount, f"remount,size={size}k"], check=True)
+        subprocess.run(["umount", str(folder)], check=True)
+        return
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        largest = 20_000 if size <= 400 else before[0]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+
+    yield folder, limit
+    limit(2**22)
+
+
+def test_no_space_left_ends_with_a_message_and_the_run_continues(config, reference, small_disk):
+    folder, set_space = small_disk
     config.tensorboard = True
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    try:
-        with pytest.raises(UserError, match="could not be written"):
-            train.train(config, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    train.train(config, tmp_path)
-    assert faults.differences(tmp_path, reference) == []
+    set_space(400)  # two checkpoints, not three
+    with pytest.raises(UserError, match="checkpoint could not be written"):
+        train.train(config, folder)
+    set_space(2**22)
+    train.train(config, folder)
+    assert faults.differences(folder, reference) == []
+
+
+@pytest.mark.parametrize("space", [8, 12, 16, 20, 40])
+def test_a_disk_that_is_full_from_the_start_ends_with_a_message(config, small_disk, space):
+    """Whichever file is the first that does not fit."""
+    folder, set_space = small_disk
+    set_space(space)
+    with pytest.raises(UserError, match=r"be written|cannot be used"):
+        train.train(config, folder)
 
 
 def test_an_unwritable_workdir_is_refused(config, tmp_path):
