@@ -26,11 +26,12 @@ sys.path.insert(0, str(ROOT))
 
 from tqdm import tqdm  # noqa: E402
 
+import processes  # noqa: E402
 import run_log  # noqa: E402
 from checkpoint import UNFINISHED, Checkpoints  # noqa: E402
 
 POLL_S = 0.002
-FAILURES = ("lost", "unreadable", "different", "different from 1 × 2")
+FAILURES = ("lost", "unreadable", "different", "different from 1 × 2", "hung or unnamed")
 PHASES = ("before the first step", "while training", "inside a save", "after the last step")
 # Digits and the smallest network, with everything on that a checkpoint can hold.
 SMALL = {
@@ -262,6 +263,7 @@ def several_processes(folder):
     counts = {"statuses of 2 × 1": statuses}
     counts["different from 1 × 2"] = len(_report_differences(together, one.workdir))
 
+    counts["hung or unnamed"] = 0
     options = SMALL | {"num_steps": 2000}
     runs = pair(Path(folder, "stopped"), options)
     runs[1].wait_until(lambda: last_step(runs[1].workdir) >= 8)
@@ -278,7 +280,9 @@ def several_processes(folder):
             runs[victim].kill(signum)
             status = runs[1 - victim].wait(600)
             seconds = time.monotonic() - start
-            counts[f"peer {victim} {name}"] = f"status {status} after {seconds:.1f} s"
+            unnamed = "" if processes.PEER_GONE in runs[1 - victim].said() else ", cause not named"
+            counts[f"peer {victim} {name}"] = f"status {status} after {seconds:.1f} s{unnamed}"
+            counts["hung or unnamed"] += bool(unnamed)
             runs[victim].kill()
             runs[victim].wait()
     return counts
