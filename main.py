@@ -89,6 +89,7 @@ def _run_mode(config, workdir):
 def _set_up_jax():
     import jax
 
+    import allocator
     import processes
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -96,6 +97,8 @@ def _set_up_jax():
     processes.join(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, multihost=_MULTIHOST.value
     )
+    if jax.default_backend() == "cpu":
+        allocator.keep_freed_memory()
     if jax.process_index() > 0:  # one voice is enough
         logging.getLogger("residual").setLevel(logging.WARNING)
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import allocator
 import models
 import train_step
 from configs import common
@@ -99,7 +100,12 @@ class WholeStep:
         return self.trace().lower()
 
     def runner(self):
-        """Compiles, runs two steps; a function that runs n more and returns `timed`'s seconds."""
+        """Compiles, runs two steps; a function that runs n more and returns `timed`'s seconds.
+
+        As in `main.py`, the process keeps what it frees if the device is a CPU.
+        """
+        if jax.default_backend() == "cpu":
+            allocator.keep_freed_memory()
         compiled = self.lower().compile()
         state = train_step.create_state(self._config, self._model, self._image)
         held = [replicate(state, self._mesh)]

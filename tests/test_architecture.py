@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "errors": set(),
+    "allocator": set(),
     "run_log": set(),
     "processes": set(),
     "workdirs": {"configs"},
@@ -31,7 +32,7 @@ ALLOWED = {
     "predict": {"models", "data", "restored"},
     "export": {"models", "restored"},
     "prepare_data": {"data"},
-    "main": {"train", "evaluate", "configs", "input_pipeline", "models", "processes"},
+    "main": {"train", "evaluate", "configs", "input_pipeline", "models", "processes", "allocator"},
     "analysis": {"models", "data", "restored", "predict", "input_pipeline", "evaluate"},
     "paper": None,  # programs over everything; nothing imports them back
     "benchmarks": None,
