@@ -93,8 +93,9 @@ def _plot(workdir):
 
 
 def validate(config):
-    """Raises UserError for what a loop cannot run: wrong types, steps that are no numbers."""
+    """Raises UserError for what cannot run on any data: types, the network, numbers of steps."""
     common.check_types(config)
+    models.create(config.model, num_classes=1)  # before the data, which take time to open
     for name in ("num_steps", "steps_per_dispatch", "log_every", "eval_every", "checkpoint_every"):
         if config[name] < 1:
             raise UserError(f"{name}={config[name]}: expected a number of steps ≥ 1.")

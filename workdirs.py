@@ -5,8 +5,10 @@ from pathlib import Path
 
 import jax
 
+from checkpoint import FOLDER
 from configs import common
 from errors import UserError
+from run_log import METRICS
 
 CONFIG_FILE = "config.json"
 
@@ -46,6 +48,8 @@ def saved_config(workdir):
 def claim(config, workdir):
     """Writes config.json into a new workdir, or checks that an existing one belongs to this run.
 
+    A run that ended before its first checkpoint or line of metrics binds nobody.
+
     Raises:
       UserError: the folder cannot be written, or its config differs in a way that matters.
     """
@@ -53,6 +57,8 @@ def claim(config, workdir):
     fields = json.loads(config.to_json_best_effort())
     saved = saved_config(workdir)
     try:
+        if not _has_begun(Path(workdir)):
+            saved = None
         Path(workdir).mkdir(parents=True, exist_ok=True)
         if saved is None and jax.process_index() == 0:
             temporary = path.with_suffix(".tmp")
@@ -77,6 +83,13 @@ def claim(config, workdir):
                 f"--workdir={workdir} holds a run with another config ({listed}). "
                 "Use another --workdir, or the same config to continue."
             )
+
+
+def _has_begun(workdir):
+    metrics, checkpoints = workdir / METRICS, workdir / FOLDER
+    if metrics.exists() and metrics.stat().st_size:
+        return True
+    return checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
 
 
 def _is_free(key):

@@ -11,7 +11,7 @@ ALLOWED = {
     "allocator": set(),
     "run_log": set(),
     "processes": set(),
-    "workdirs": {"configs"},
+    "workdirs": {"configs", "checkpoint", "run_log"},
     "optim": set(),
     "checkpoint": {"processes"},
     "configs": {"configs"},
