@@ -150,7 +150,8 @@ def adopted(config, saved=None):
 
     Args:
       config: a whole config.
-      saved: the config of the run that is continued; its fields are taken, and no file is read.
+      saved: the config that the workdir holds; if it began with the same file, its fields are
+        taken, and the file is not read.
 
     Raises:
       UserError: as `load_weights`, for a file that cannot be read.
@@ -158,6 +159,8 @@ def adopted(config, saved=None):
     config = config.copy_and_resolve_references()
     if config.model.stem != "imagenet":
         return config
+    if saved and saved.get("init_from") != config.init_from:
+        saved = None
     known = Conventions() if saved else conventions(config.init_from)
     for name in Conventions._fields:
         part = "data" if name == "normalization" else "model"

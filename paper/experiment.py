@@ -96,7 +96,8 @@ def parser(name, description, *, depths=None, dataset="cifar10"):
 
 def run(main, argv=None):
     """Calls a command's `main(argv)` as `main.py` does: user errors in one line, status 1."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    # `force`: an import may have set a format already.
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr, force=True)
     LOG.setLevel(logging.INFO)
     try:
         main(argv)
@@ -133,6 +134,8 @@ def recipe(dataset, network, networks="cifar"):
         paper = "tfds:imagenet2012"
         if dataset.startswith("folder:"):
             config.data.test_split = "val"
+        elif uses_cifar_networks(dataset):
+            config.data.test_split = "test"
     elif dataset == "digits":
         config = digits.get_config(f"{network},paper")
         paper = "CIFAR-10 (digits are 8×8, not 32×32, pixels)"
@@ -197,9 +200,9 @@ def _resize(config, args, notes, entry):
     if factor <= 0:
         raise UserError("--steps, --scale: expected a positive number.")
     common.scale_schedule(config, factor)
-    if args.batch_size:
+    if args.batch_size is not None:
         config.batch_size = args.batch_size
-    if args.image_size and not config.data.resident:
+    if args.image_size is not None and not config.data.resident:
         config.data.image_size = args.image_size
         if config.augment.kind == "scale_jitter":
             low, high = (round(args.image_size * side / 224) for side in (256, 480))
@@ -208,7 +211,7 @@ def _resize(config, args, notes, entry):
         else:
             config.eval.resize = args.image_size
         notes.append(f"crops of {args.image_size} pixels, resizes in proportion")
-    if args.width:
+    if args.width is not None:
         notes.append(f"{args.width} channels in the first stage instead of {config.model.width}")
         config.model.width = args.width
     if args.scan_blocks and "dropout" not in entry.model.get("variant", ""):

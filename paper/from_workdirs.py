@@ -38,11 +38,13 @@ def run(args, title, groups, tables):
     known = (result.read(args.out, args.name) or {}).get("measured", [])
     bar = tqdm(groups, desc=args.name, unit="test", disable=None)
     measured = [_measured(args, group, known) for group in bar]
+    runs = [{"seed": workdir_config.get_config(folder).seed} for folder in args.workdirs]
+    args.dataset = measured[0]["dataset"]
     return result.publish(
         args.out,
         args.name,
         title,
-        experiment.header(args, _notes(args, measured[0])),
+        experiment.header(args, _notes(args, measured[0]), runs),
         tables(measured),
         measured=measured,
     )
@@ -54,7 +56,7 @@ def _measured(args, workdirs, known):
     config.eval.update(protocol=args.protocol, split=args.split, ensemble=tuple(others))
     if args.scales:
         config.eval.scales = tuple(args.scales)
-    if args.batch_size:
+    if args.batch_size is not None:
         config.eval.batch_size = args.batch_size
     config.update(dataset=args.dataset or config.dataset)
     config.update(data_dir=config.data_dir if args.data_dir is None else args.data_dir)

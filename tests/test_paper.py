@@ -82,6 +82,12 @@ def test_a_folder_takes_either_kind_of_network():
     assert (config.augment.resize_min, config.augment.resize_max) == (73, 137)
     assert "folder:x instead of tfds:imagenet2012" in notes
     assert (config.data.validation_split, config.data.validation_size) == ("val", 0)
+    config, _ = experiment.recipe("digits", "plain18", "imagenet")
+    assert (config.dataset, config.data.resident, config.data.test_split) == (
+        "digits",
+        False,
+        "test",
+    )
     held_out = options(dataset="folder:x", networks="imagenet", validation_size=5)
     config, _ = experiment.configure(held_out, experiment.Entry("plain18", "plain18"), seed=0)
     assert (config.data.validation_split, config.data.validation_size) == ("", 5)
