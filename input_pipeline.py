@@ -24,6 +24,14 @@ from errors import UserError
 LOG = logging.getLogger("residual")
 DATA_AXIS = "data"
 FACTS_FILE = "data.json"
+RANGES = {  # of fields that the transforms do not check themselves
+    "data.image_size": (1, 2**13),
+    "data.num_threads": (0, 2**10),
+    "data.prefetch": (0, 2**16),
+    "data.max_corrupt_fraction": (0, 1),
+    "eval.resize": (1, 2**15),
+    "augment.pad": (0, 2**10),
+}
 ORDER, AUGMENT = range(2)  # purposes folded into the data key
 
 
@@ -215,12 +223,28 @@ def check_batch_size(name, size, devices, parts=1):
         )
 
 
+def _check_fields(config):
+    """Raises UserError for a number that no data set could make sense of."""
+    for name, (lowest, highest) in RANGES.items():
+        group, field = name.split(".")
+        if not lowest <= config[group][field] <= highest:
+            raise UserError(f"{name}={config[group][field]}: expected {lowest} … {highest}.")
+    for name in ("area", "aspect"):
+        if len(config.augment[name]) != 2:
+            raise UserError(
+                f"augment.{name}={config.augment[name]}: expected two numbers, the smallest and "
+                "the largest."
+            )
+
+
 def open_data(config, mesh) -> Any:
     """The data of a config: `Resident` or `Streamed`.
 
     Raises:
-      UserError: the data set is unknown, not prepared, or does not fit the batch size.
+      UserError: the data set is unknown, not prepared, or does not fit the batch size; or a field
+        of `config.data`, `config.augment` or `config.eval` is out of range.
     """
+    _check_fields(config)
     devices = mesh.size
     check_batch_size("batch_size", config.batch_size, devices, config.optim.accumulate_steps)
     check_batch_size("eval.batch_size", config.eval.batch_size, devices)

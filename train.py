@@ -54,6 +54,8 @@ def train(config, workdir, mesh=None):
         _plot(workdir)
         return done
     data = input_pipeline.open_data(config, mesh)
+    if not data.split_size("test"):  # now, and not after the last step
+        raise UserError(f"data.test_split={config.data.test_split}: there is no image to test on.")
     model = models.create(config.model, data.facts.num_classes)
     with contextlib.ExitStack() as stack:
         stack.enter_context(failures_named())
@@ -97,8 +99,10 @@ def validate(config):
     common.check_types(config)
     models.create(config.model, num_classes=1)  # before the data, which take time to open
     for name in ("num_steps", "steps_per_dispatch", "log_every", "eval_every", "checkpoint_every"):
-        if config[name] < 1:
-            raise UserError(f"{name}={config[name]}: expected a number of steps ≥ 1.")
+        if not 1 <= config[name] < 2**31:  # the devices count in 32 bits
+            raise UserError(f"{name}={config[name]}: expected a number of steps in 1 … 2³¹ − 1.")
+    if not 0 <= config.seed < 2**32:  # JAX would take its lower half
+        raise UserError(f"seed={config.seed}: expected 0 … 2³² − 1.")
     if config.keep_checkpoints < 1:
         raise UserError(f"keep_checkpoints={config.keep_checkpoints}: expected at least 1.")
     if config.steps_per_dispatch > 1 and not config.data.resident:

@@ -302,6 +302,20 @@ class Poisoned:
         return order, batch | {"image": batch["image"].astype(jnp.float32) + poison}
 
 
+def test_one_skipped_step_is_named_and_counted_and_the_run_goes_on(
+    tiny, tmp_path, monkeypatch, caplog
+):
+    tiny.optim.on_nonfinite = "skip"
+    opened = input_pipeline.open_data
+    monkeypatch.setattr(input_pipeline, "open_data", lambda c, mesh: Poisoned(opened(c, mesh), 5))
+    result = train.train(tiny, tmp_path)
+    assert np.isfinite(result["loss"]) and result["images"] == 899
+    counts = [(line["step"], line.get("skipped_steps")) for line in lines(tmp_path)]
+    assert counts == [(4, None), (8, 1), (12, None), (12, None)]
+    assert lines(tmp_path)[1]["first_skipped_step"] == 6
+    assert "first step 6: loss nan, gradient norm nan, learning rate 0.1\n" in caplog.text
+
+
 def test_a_skipped_step_leaves_no_trace(tiny):
     tiny.optim.update(ema_decay=0.9, warmup_until_error=0.5, on_nonfinite="skip")
     mesh = input_pipeline.make_mesh()

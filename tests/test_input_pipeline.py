@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 import input_pipeline
+import train
 from errors import UserError
 from input_pipeline import make_mesh, open_data
 
@@ -132,3 +133,26 @@ def test_unprepared_set_says_how_to_prepare_it(tiny, tmp_path):
         open_data(tiny, make_mesh())
     assert len(str(error.value).splitlines()) == 2
     assert "python prepare_data.py cifar10" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**32),
+        ("log_every", 2**31),
+        ("data.image_size", 0),
+        ("data.num_threads", -1),
+        ("data.prefetch", -1),
+        ("data.max_corrupt_fraction", 1.5),
+        ("eval.resize", 0),
+        ("augment.pad", -1),
+        ("augment.area", (0.5,)),
+        ("augment.aspect", ()),
+        ("data.test_split", "nope"),
+    ],
+)
+def test_what_no_run_can_work_with_is_refused_before_the_first_step(tiny, tmp_path, field, value):
+    tiny.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=rf"{field.split('.')[-1]}=|'nope'"):
+        train.train(tiny, tmp_path / "run")

@@ -131,7 +131,7 @@ def half_way(data_dir, tmp_path_factory):
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-def test_a_checkpoint_goes_on_with_another_number_of_devices(half_way, tmp_path, devices):
+def test_a_checkpoint_goes_on_with_another_number_of_devices(half_way, tmp_path, devices, caplog):
     """With BN over all devices the numbers are the same up to the order of sums."""
     options, whole, half = half_way
     workdir = shutil.copytree(half, tmp_path / "run")
@@ -144,6 +144,18 @@ def test_a_checkpoint_goes_on_with_another_number_of_devices(half_way, tmp_path,
     for found, expected in pairs:
         assert (found["step"], found["split"]) == (expected["step"], expected["split"])
         np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
+    assert "goes on with" not in caplog.text
+
+
+def test_another_number_of_devices_without_synchronised_bn_is_warned_of(half_way, tmp_path, caplog):
+    options, _, half = half_way
+    workdir = shutil.copytree(half, tmp_path / "run")
+    text = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(text.replace('"sync_bn": true', '"sync_bn": false'))
+    config = config_of(options | {"model.sync_bn": False})
+    train.train(config, workdir, input_pipeline.make_mesh(jax.devices()[:1]))
+    assert "trained on 2 device(s) and goes on with 1" in caplog.text
+    assert "over 32 images instead of 16" in caplog.text
 
 
 # ---- Flags and environments
