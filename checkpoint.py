@@ -33,8 +33,8 @@ DELETING = "deleting-"  # and during a deletion
 def _without_closed_loops(previous):
     """A hook for exceptions that nobody can catch, without those that follow a damaged file.
 
-    Orbax gives up a restore at the first error; what tensorstore's threads read after that finds the
-    event loop closed, and each prints a traceback.
+    Orbax gives up a restore at the first error; what tensorstore's threads read after that finds
+    the event loop closed, and each prints a traceback.
     """
 
     def hook(unraisable):
@@ -127,7 +127,7 @@ class Checkpoints:
         if not self._directory.is_dir():
             return []
         names = [path.name for path in self._directory.iterdir() if path.is_dir()]
-        return sorted(int(name) for name in names if name.isdecimal())
+        return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
 
     def save(self, step, tree, validation_error=None):
         """Starts writing `tree` (any tree of arrays) as `step` and returns; see `wait`.
@@ -274,9 +274,10 @@ class Checkpoints:
     def _validation_errors(self):
         """Validation error by step (a string, as JSON has it)."""
         try:
-            return json.loads((self._directory / VALIDATION_FILE).read_text())
-        except (OSError, ValueError):  # absent, or damaged: then no checkpoint is the best
-            return {}
+            errors = json.loads((self._directory / VALIDATION_FILE).read_text())
+            return {str(int(step)): float(error) for step, error in errors.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}  # absent, or damaged: then no checkpoint is the best
 
     def _record(self, step, validation_error):
         temporary = self._directory / f"{VALIDATION_FILE}.tmp"

@@ -206,4 +206,5 @@ def run(argv):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a workdir's name can be any bytes
     sys.exit(run(sys.argv))

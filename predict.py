@@ -249,6 +249,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names can be any bytes
     try:
         sys.exit(0 if main(sys.argv[1:]) else 1)
     except UserError as error:

@@ -18,19 +18,28 @@ METRICS, TIMING, CURVES = "metrics.jsonl", "timing.jsonl", "curves.png"
 
 
 def read_lines(path):
-    """The objects of a JSON-lines file; a half-written last line is left out."""
+    """The lines of a log, objects with a step, up to the first that is half-written or damaged.
+
+    Raises:
+      UserError: the file is there but cannot be read.
+    """
     try:
         text = Path(path).read_text(errors="replace")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error}); use another --workdir.") from error
     lines = []
     for line in text.splitlines(keepends=True):
         if not line.endswith("\n"):
             break
         try:
-            lines.append(json.loads(line))
+            fields = json.loads(line)
         except ValueError:
             break
+        if not isinstance(fields, dict) or not isinstance(fields.get("step"), int):
+            break
+        lines.append(fields)
     return lines
 
 
@@ -59,11 +68,11 @@ class RunLog:
         with self._storage_errors():
             kept = {name: self._kept(name, step) for name in (METRICS, TIMING)}
             for line in kept[METRICS]:
-                self._remember(line["split"], line)
+                self._remember(line.get("split"), line)
             self.devices_before = kept[TIMING][-1].get("devices") if kept[TIMING] else None
             if not write:
                 return
-            self._written = {(line["step"], line["split"]) for line in kept[METRICS]}
+            self._written = {(line["step"], line.get("split")) for line in kept[METRICS]}
             self._files = {name: self._reopen(name, lines) for name, lines in kept.items()}
             if tensorboard:
                 self._events = _Events(workdir, step)
@@ -231,7 +240,7 @@ def plot_curves(workdir):
             points = [
                 (line["step"], unit * line[name])
                 for line in lines
-                if line["split"] == split and name in line
+                if line.get("split") == split and name in line
             ]
             if points:
                 marker = "o" if len(points) == 1 else None

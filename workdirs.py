@@ -37,7 +37,10 @@ def saved_config(workdir):
     """
     path = Path(workdir) / CONFIG_FILE
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        saved = json.loads(path.read_text()) if path.exists() else None
+        if not isinstance(saved, dict | None):
+            raise ValueError("no JSON object")
+        return saved
     except (OSError, ValueError) as error:
         raise UserError(
             f"--workdir={workdir}: cannot be used ({error}); choose another folder, or the folder "

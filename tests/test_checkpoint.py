@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from checkpoint import FOLDER, UNFINISHED, Checkpoints, fill, flatten
+from checkpoint import FOLDER, UNFINISHED, VALIDATION_FILE, Checkpoints, fill, flatten
 from errors import UserError
 
 # Damage is named once; tensorstore's threads must not print tracebacks besides.
@@ -115,6 +115,21 @@ def test_saving_again_adds_the_validation_error_and_changes_nothing_else(saved):
     checkpoints.close()
     assert {path: path.read_bytes() for path in files(saved / FOLDER / "3")} == before
     assert Checkpoints(saved, read_only=True).restore(tree(), which="best")[::2] == (3, 0.125)
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"x": 1}', "{", '{"3": null}'])
+def test_damaged_validation_errors_count_as_none(saved, text):
+    (saved / FOLDER / VALIDATION_FILE).write_text(text)
+    checkpoints = Checkpoints(saved, read_only=True)
+    assert checkpoints.restore(tree())[::2] == (3, None)
+    with pytest.raises(UserError, match="none has a validation error"):
+        checkpoints.restore(tree(), which="best")
+
+
+def test_other_names_are_no_checkpoints(saved):
+    for name in ("007", "x", "-1", "１２", "³"):
+        (saved / FOLDER / name).mkdir()
+    assert Checkpoints(saved, read_only=True).steps() == [1, 2, 3]
 
 
 # ---- Damage

@@ -267,6 +267,21 @@ def test_half_lines_and_lines_after_the_checkpoint_are_dropped(tmp_path):
     assert lines(tmp_path) == whole
 
 
+@pytest.mark.parametrize("line", ["null", "3", "{}", "[1]", '{"step": "x"}', "\0"])
+def test_a_log_is_read_up_to_its_first_damaged_line(tmp_path, line):
+    whole = '{"step": 2, "split": "train"}\n'
+    (tmp_path / run_log.METRICS).write_text(f"{whole}{line}\n{whole}")
+    assert run_log.final_line(tmp_path) is None
+    run_log.RunLog(tmp_path, 4, tensorboard=False).close()
+    assert (tmp_path / run_log.METRICS).read_text() == whole
+
+
+def test_a_log_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / run_log.METRICS).mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read"):
+        run_log.final_line(tmp_path)
+
+
 # ---- Numbers
 
 
