@@ -5,9 +5,9 @@
 The figures are the compiled program's own (`memory_analysis`), for the device that it is compiled
 for here; nothing is run except what is timed. Between two batch sizes memory is taken as a straight
 line, `fixed + per_image · batch`; the largest batch is where that line reaches the device's memory,
-and compiling the step once more at this batch says how far the line was off. Temporary memory is
-what the program allocates besides its arguments: activations, gradients, copies. The figures go to
-`benchmarks/memory.md`.
+and the step is compiled once more at this batch, and at smaller ones until it fits. Temporary
+memory is what the program allocates besides its arguments: activations, gradients, copies. The
+figures go to `benchmarks/memory.md`.
 """
 
 import argparse
@@ -81,12 +81,12 @@ class Policy(NamedTuple):
 
     need: Need  # at the row's batch
     temporary: Line
-    batch: int  # the largest that fits by the line
+    batch: int  # the largest that fits
     verified: int  # bytes of the step compiled at that batch; 0 when nothing fits
 
 
 def measure(row, remat, limit, **fields):
-    """Compiles at the row's batch, at twice it and at the largest that fits; returns `Policy`."""
+    """Compiles at the row's batch, at twice it, at the largest that fits; returns `Policy`."""
     needs = [
         compiled_need(row._replace(batch=n * row.batch), remat=remat, **fields) for n in (1, 2)
     ]
@@ -95,9 +95,14 @@ def measure(row, remat, limit, **fields):
         Line.through(*((b, getattr(need, part)) for b, need in zip(batches, needs, strict=True)))
         for part in ("total", "temporary")
     )
-    batch = total.largest_batch(limit)
-    verified = compiled_need(row._replace(batch=batch), remat=remat, **fields).total if batch else 0
-    return Policy(needs[0], temporary, batch, verified)
+
+    def need_of(batch):
+        return compiled_need(row._replace(batch=batch), remat=remat, **fields).total
+
+    batch, verified = total.largest_batch(limit), 0
+    while batch and (verified := need_of(batch)) > limit:
+        batch = max(0, batch - math.ceil((verified - limit) / total.per_image))
+    return Policy(needs[0], temporary, batch, verified if batch else 0)
 
 
 def depth_of(row):

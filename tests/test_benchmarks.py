@@ -116,7 +116,7 @@ def test_memory_of_a_compiled_step_is_a_line_over_the_batch():
     policy = memory.measure(row, "none", limit)
     assert policy.need.total > policy.need.temporary > 0
     assert policy.batch > 8
-    assert policy.verified == pytest.approx(limit, rel=0.1)
+    assert 0.9 * limit < policy.verified <= limit
     text = "\n".join(memory.memory_table({row: {"none": policy}}, limit))
     assert (
         f"| resnet8, batch 4, float32 | none | {policy.need.temporary / 2**20:,.0f} | 1.00 |"
