@@ -170,10 +170,16 @@ def overlay(image, activation_map):
 
 def save_overlay(prediction, folder):
     """Writes the overlay of a prediction into `folder`; the name tells the image's path."""
-    folder.mkdir(parents=True, exist_ok=True)
     parts = [part for part in prediction.path.parts if part not in (os.sep, "..", ".")]
     target = folder / ("__".join(parts) + ".cam.png")
-    overlay(prediction.image, prediction.activation_map).save(target)
+    picture = overlay(prediction.image, prediction.activation_map)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(target)
+    except OSError as error:
+        raise UserError(
+            f"{target}: cannot be written ({error}); choose another --cam_dir."
+        ) from error
     return target
 
 

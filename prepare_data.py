@@ -22,7 +22,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from data import index_cache
+from data import index_cache, sources
 from errors import UserError
 
 
@@ -53,6 +53,7 @@ IDX_CONTENT = {
     }
 }
 _ARCHIVE_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, AssertionError, ValueError)
+_ARCHIVE_ERRORS += (RuntimeError,)  # of array_record, when it cannot write
 
 
 def prepare(name: str, source: Path | None, data_dir: Path):
@@ -76,7 +77,8 @@ def prepare(name: str, source: Path | None, data_dir: Path):
     if name not in DATA_SETS:
         raise UserError(f"unknown data set {name!r}; expected one of {', '.join(DATA_SETS)}")
     with tfds_hook.without_tensorflow():
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        with sources.builder_errors(name, data_dir):
+            builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         if builder.info.splits:
             return builder
         if name == "fashion_mnist" and source is None and DEBIAN_FASHION_MNIST.is_dir():
@@ -101,8 +103,14 @@ def prepare(name: str, source: Path | None, data_dir: Path):
 @contextlib.contextmanager
 def _alone(downloads: Path):
     """Holds the lock of this data set, which ends with the process."""
-    downloads.mkdir(parents=True, exist_ok=True)
-    with open(downloads / ".lock", "w") as lock:
+    try:
+        downloads.mkdir(parents=True, exist_ok=True)
+        handle = open(downloads / ".lock", "w")  # noqa: SIM115 — closed below
+    except OSError as error:
+        raise UserError(
+            f"{downloads}: cannot be written ({error}); choose another --data_dir"
+        ) from error
+    with handle as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -156,6 +164,8 @@ def _check_network(builder) -> None:
 
 def _what_failed(builder, source: Path | None, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "No space left" in reason:
+        return f"{builder.name}: {reason}; free space, then run the same command again"
     if source:
         return f"{builder.name}: cannot prepare from {source}: {reason}; is an archive damaged?"
     urls = "\n  ".join(builder.url_infos)
@@ -285,4 +295,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command starts again")

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from data.sources import DAMAGE
+from data import index_cache
+from data.sources import DAMAGE, builder_errors
 from errors import UserError
 
 DIGITS = "digits"
@@ -44,7 +45,8 @@ def load(name, split, data_dir=""):
             f"dataset={name!r}: expected one of {', '.join(NAMES)} when data.resident=True; "
             "tfds:NAME and folder:PATH need data.resident=False."
         )
-    builder = _digits(data_dir) if name == DIGITS else _prepared(tfds, name, data_dir)
+    with builder_errors(name, index_cache.data_directory(data_dir)):
+        builder = _digits(data_dir) if name == DIGITS else _prepared(tfds, name, data_dir)
     label_names = tuple(builder.info.features["label"].names)
     cache = Path(builder.data_path) / f"decoded-{split}.npz"
     cached = _read_cache(cache)

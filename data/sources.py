@@ -1,12 +1,13 @@
 """Sources: one record protocol over TFDS data sets and image folders, without TensorFlow."""
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from absl import logging
-from google.protobuf import message
+from google.protobuf import json_format, message
 
 from data import folder, index_cache
 from data.decode import DecodeError
@@ -166,15 +167,34 @@ class TfdsSource:
             raise DecodeError(f"cannot be read: {error}", name) from error
 
 
+@contextlib.contextmanager
+def builder_errors(name: str, directory: Path):
+    """Turns what TFDS raises when it opens a data set into a UserError."""
+    import tensorflow_datasets as tfds
+
+    try:
+        yield
+    except UserError:
+        raise
+    except tfds.core.DatasetNotFoundError as error:
+        raise UserError(f"tfds:{name}: {_first_line(error)} (data_dir {directory})") from error
+    except (*DAMAGE, AssertionError, json_format.Error) as error:
+        raise UserError(
+            f"tfds:{name}: {_first_line(error)} (data_dir {directory}); see that it can be "
+            "written; if what lies there is damaged, remove it and prepare it again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _prepared_info(name: str, data_dir: str):
     import tensorflow_datasets as tfds
 
     directory = index_cache.data_directory(data_dir)
-    try:
+    with builder_errors(name, directory):
         builder = tfds.builder(name, data_dir=directory)
-    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"tfds:{name}: {first_line} (data_dir {directory})") from error
     info = builder.info
     formats = {str(getattr(f, "value", f)): f for f in info.available_file_formats() if f}
     if not info.splits:

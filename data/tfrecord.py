@@ -170,7 +170,10 @@ def convert(source: Path, target: Path) -> int:
                         "prepared TFDS data set, e.g. DIR/imagenet2012/5.1.0")  # fmt: skip
     if source.resolve() == target.resolve():
         raise UserError(f"converting {source} needs another --data_dir than where it lies")
-    info = json.loads(info_path.read_text())
+    try:
+        info = dict(json.loads(info_path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{info_path} is damaged ({error}); copy it again") from error
     files = sorted(source.glob("*.tfrecord-*"))
     if info.get("fileFormat", "tfrecord") != "tfrecord" or not files:
         raise UserError(f"{source} is prepared as {info.get('fileFormat')!r}, not as tfrecord")
@@ -201,9 +204,12 @@ def _convert_file(source: Path, target: Path) -> int:
         return len(offsets)
     temporary = target.with_name(target.name + ".tmp")
     writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
-    for record in read_records(source):
-        writer.write(record)
-    writer.close()
+    try:
+        for record in read_records(source):
+            writer.write(record)
+        writer.close()
+    except RuntimeError as error:
+        raise RecordError(f"{temporary} cannot be written: {error}") from error
     reader = array_record_module.ArrayRecordReader(str(temporary))
     same = reader.num_records() == len(offsets) and all(
         reader.read([position])[0] == record for position, record in enumerate(read_records(source))

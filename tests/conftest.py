@@ -8,6 +8,9 @@ UNOPTIMISED = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=2 {UNOPTIMISED}"
 
 import collections
+import resource
+import shutil
+import subprocess
 
 import jax
 import pytest
@@ -40,6 +43,29 @@ def tiny(data_dir):
     config.optim.boundaries = (6, 9)
     config.eval.batch_size = 300
     return config
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder and what sets its space in KiB: a disk of its own, where mounting is allowed.
+
+    Else a limit on the size of every file, which ends in EFBIG instead of ENOSPC.
+    """
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = [shutil.which("mount") or "false", "-t", "tmpfs", "tmpfs", str(folder), "-o"]
+    if subprocess.run([*mount, "size=400k"], check=False, capture_output=True).returncode == 0:
+        yield folder, lambda size: subprocess.run([*mount, f"remount,size={size}k"], check=True)
+        subprocess.run(["umount", str(folder)], check=True)
+        return
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        largest = 20_000 if size <= 400 else before[0]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+
+    yield folder, limit
+    limit(2**22)
 
 
 # ---- The number of fuzz cases that ran, also when pytest-xdist spreads the tests over processes

@@ -2,10 +2,8 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
-import subprocess
 import threading
 import time
 
@@ -184,29 +182,6 @@ def test_two_runs_of_200_steps_have_the_same_bits(tiny, tmp_path):
 
 
 # ---- Storage
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder and what sets its space in KiB: a disk of its own, where mounting is allowed.
-
-    Else a limit on the size of every file, which ends in EFBIG instead of ENOSPC.
-    """
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = [shutil.which("mount") or "false", "-t", "tmpfs", "tmpfs", str(folder), "-o"]
-    if subprocess.run([*mount, "size=400k"], check=False, capture_output=True).returncode == 0:
-        yield folder, lambda size: subprocess.run([*mount, f"remount,size={size}k"], check=True)
-        subprocess.run(["umount", str(folder)], check=True)
-        return
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size):
-        largest = 20_000 if size <= 400 else before[0]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
-
-    yield folder, limit
-    limit(2**22)
 
 
 def test_no_space_left_ends_with_a_message_and_the_run_continues(config, reference, small_disk):

@@ -300,3 +300,16 @@ def test_another_tfds_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tfds_hook, "PINNED", "0.0.1")
     assert run("cifar10", "--data_dir", tmp_path) == 1
     assert "tensorflow-datasets 0.0.1" in capsys.readouterr().err
+
+
+def test_a_full_or_unwritable_disk_is_named(tmp_path, small_disk, capsys):
+    ilsvrc.write_archives(tmp_path / "archives")
+    arguments = ["imagenet2012", "--from", str(tmp_path / "archives"), "--data_dir"]
+    folder, set_space = small_disk
+    set_space(100)
+    assert prepare_data.main([*arguments, str(folder)]) == 1
+    assert not list(folder.glob("imagenet2012/5*"))
+    (tmp_path / "file").write_text("")
+    assert prepare_data.main([*arguments, str(tmp_path / "file")]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 2 and "cannot be written" in errors[1]

@@ -260,6 +260,14 @@ def empty(path):
     path.write_bytes(b"")
 
 
+@pytest.mark.parametrize("text", ["", "{}", '{"splits": 3}'])
+def test_a_damaged_description_of_a_set_is_named(prepared, tmp_path, text):
+    shutil.copytree(prepared, tmp_path / "data")
+    next(tmp_path.glob("data/imagenet2012/*/dataset_info.json")).write_text(text)
+    with pytest.raises(UserError, match="tfds:imagenet2012.*damaged, remove it and prepare it"):
+        open_source("tfds:imagenet2012", "train", str(tmp_path / "data"))
+
+
 @pytest.mark.parametrize("damage", [no_example, flip_bits, empty, Path.unlink])
 def test_records_of_a_damaged_array_record_are_named(prepared, tmp_path, damage):
     shutil.copytree(prepared, tmp_path / "data")
