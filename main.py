@@ -4,8 +4,8 @@
     python main.py --config=configs/resnet50.py --config.model.shortcut=C --workdir=runs/r50c
     python main.py --mode=evaluate --workdir=runs/r50c
 
-Exit status: 0 done, 1 an error that the message explains, 128 + signal number when stopped by
-SIGINT (130) or SIGTERM (143) after saving; run the same command again to continue.
+Exit status: 0 done, 1 an error that the message explains, 2 wrong usage, 128 + signal number when
+stopped by SIGINT (130) or SIGTERM (143) after saving; run the same command again to continue.
 """
 
 import logging
@@ -23,6 +23,16 @@ from errors import UserError
 HELP_WORDS = ("--help", "-help", "-h", "--helpfull")
 WORKDIR_RECIPE = "workdir.py"
 NOT_RECIPES = ("__init__", "common", "fields", "workdir")
+# What reading a config file and its flags may raise.
+CONFIG_ERRORS = (
+    flags.Error,
+    AttributeError,
+    ImportError,
+    KeyError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 MODES = ("train", "evaluate", "summary")
 COMPILATION_CACHE = Path.home() / ".cache" / "residual-networks" / "xla"
 
@@ -114,7 +124,8 @@ def _train(config, workdir):
     print(
         f"Test accuracy {100 * result['accuracy']:.2f} % "
         f"(top-1 error {100 * result['top1_error']:.2f} %, {result['images']} images). "
-        f"Everything is in {workdir}: metrics.jsonl, curves.png, checkpoints/, TensorBoard events."
+        f"Everything is in {workdir}: metrics.jsonl, curves.png, checkpoints/"
+        + (", TensorBoard events." if config.tensorboard else ".")
     )
 
 
@@ -140,7 +151,7 @@ def _config_name(argv):
     for i, word in enumerate(argv):
         flag, _, value = word.lstrip("-").partition("=")
         if flag == "config" and word.startswith("-"):
-            return value or argv[i + 1]
+            return value or "".join(argv[i + 1 : i + 2])
     return ""
 
 
@@ -170,11 +181,24 @@ def _parse(argv):
     _check_config_file(_config_name(argv))
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except CONFIG_ERRORS as error:
         # absl wraps an error of get_config into a whole traceback; its last line is the message.
-        message = f"no such field: {error.args[0]}" if isinstance(error, KeyError) else str(error)
-        message = message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2].strip()
-        raise UserError(f"{message}\nSee `python main.py --help`.") from error
+        recipes_own = f"{UserError.__module__}.{UserError.__name__}: "
+        message = _innermost(error).rpartition(recipes_own)[2].strip()
+        if isinstance(error, AttributeError | KeyError):
+            message = f"no such field of the config: {message}"
+        # A wrong flag is wrong usage; what a config refuses, its fields and values, is not.
+        usage = isinstance(error, flags.Error) and not any(
+            sign in str(error) for sign in ("--config.", recipes_own)
+        )
+        kind = app.UsageError if usage else UserError
+        raise kind(f"{message}\nSee `python main.py --help`.") from error
+
+
+def _innermost(error):
+    """The words of an error that other errors may be wrapped around."""
+    inside = error.args[0] if error.args else ""
+    return _innermost(inside) if isinstance(inside, Exception) else str(inside)
 
 
 def _check_config_file(name):

@@ -44,6 +44,7 @@ a { color: #0b57a4 }
 .scroll { overflow-x: auto; margin: 1rem 0 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
+td:not(:first-child) { white-space: nowrap }
 th { vertical-align: bottom; border-bottom: 2px solid #888; font-weight: 600 }
 th:first-child, td:first-child { text-align: left; padding-left: 0 }
 figure { margin: 1.5rem 0 }
@@ -56,19 +57,23 @@ code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere }
 
 
 def sections():
-    """Name, title and empty tables of every part of the report, in the paper's order."""
+    """Name, title and maker of the empty tables of every part, in the paper's order."""
     plain = [f"{family}{d}" for family in ("plain", "resnet") for d in figure6.DEPTHS]
     return [
-        ("figure1", figure1.TITLE, degradation.tables(["plain20", "plain56"], {}, [20, 56])),
-        ("table1", table1.TITLE, table1.tables({})),
-        ("figure4", figure4.TITLE, figure4.tables({})),
-        ("table3", table3.TITLE, table3.tables({})),
-        ("table4", table4.TITLE, table4.tables([])),
-        ("table5", table5.TITLE, table5.tables([])),
-        ("figure6", figure6.TITLE, degradation.tables(plain, {}, figure6.DEPTHS)),
-        ("table6", table6.TITLE, table6.tables({})),
-        ("figure7", figure7.TITLE, []),
-        ("identity_mappings", identity_mappings.TITLE, identity_mappings.tables({})),
+        (
+            "figure1",
+            figure1.TITLE,
+            lambda: degradation.tables(["plain20", "plain56"], {}, [20, 56]),
+        ),
+        ("table1", table1.TITLE, lambda: table1.tables({})),
+        ("figure4", figure4.TITLE, lambda: figure4.tables({})),
+        ("table3", table3.TITLE, lambda: table3.tables({})),
+        ("table4", table4.TITLE, lambda: table4.tables([])),
+        ("table5", table5.TITLE, lambda: table5.tables([])),
+        ("figure6", figure6.TITLE, lambda: degradation.tables(plain, {}, figure6.DEPTHS)),
+        ("table6", table6.TITLE, lambda: table6.tables({})),
+        ("figure7", figure7.TITLE, list),
+        ("identity_mappings", identity_mappings.TITLE, lambda: identity_mappings.tables({})),
     ]
 
 
@@ -84,7 +89,7 @@ def main(argv=None):
     for name, title, empty in tqdm(sections(), unit="section", disable=None):
         found = _read(args.results, name)
         counts[found is None] += 1
-        content = found or {"title": title, "tables": empty, "figures": [], "remarks": []}
+        content = found or {"title": title, "tables": empty(), "figures": [], "remarks": []}
         titles.append((name, content["title"], found is not None))
         links = [os.path.relpath(Path(args.results, figure), out) for figure in content["figures"]]
         markdown += [*_markdown(content | {"figures": links}, name, found is not None), ""]

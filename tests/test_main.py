@@ -96,6 +96,26 @@ def test_errors_are_messages(command, arguments, named, tmp_path):
     assert named in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--mode=test"], "train|evaluate|summary"),
+        (["--fast"], "'fast'"),
+        (["--num_processes=two"], "num_processes"),
+        (["more"], "'more'"),
+        (["--config"], "config"),
+        ([], "--config is missing"),
+    ],
+    ids=str,
+)
+def test_wrong_usage_is_status_2(command, arguments, named):
+    recipe = [] if named.endswith(("missing", "config")) else ["--config=configs/digits.py"]
+    status, _, err = command(*recipe, *arguments)
+    assert status == 2, err
+    assert err.startswith("error: ")
+    assert named in err
+
+
 def test_unprepared_imagenet_says_how_in_two_lines(command, tmp_path):
     status, _, err = command(
         "--config=configs/resnet50.py",

@@ -10,18 +10,21 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+FIGURES = {"quickstart": 2, "train_cifar10_tpu": 1, "degradation": 1}
+
+
 def outputs(notebook):
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
-def has_figure(notebook):
+def figures(notebook):
     kinds = {"image/png", "image/svg+xml"}
-    return any(kinds & set(output.get("data", {})) for output in outputs(notebook))
+    return sum(bool(kinds & set(output.get("data", {}))) for output in outputs(notebook))
 
 
 def test_the_three_notebooks_are_there():
     names = {path.stem for path in NOTEBOOKS}
-    assert names == {"quickstart", "train_cifar10_tpu", "degradation"}
+    assert names == set(FIGURES)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -32,10 +35,10 @@ def test_runs_at_tiny_scale_and_draws(path, tmp_path, data_dir, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}})
     client.execute()
-    assert has_figure(notebook)
+    assert figures(notebook) == FIGURES[path.stem]
 
 
 def test_the_quickstart_keeps_its_figures():
     notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
-    assert has_figure(notebook)
+    assert figures(notebook) == FIGURES["quickstart"]
     assert not any(output.output_type == "error" for output in outputs(notebook))

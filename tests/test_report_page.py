@@ -19,12 +19,12 @@ def page(tmp_path_factory):
     out = tmp_path_factory.mktemp("page")
     figure, axis = plots.pyplot().subplots(figsize=(10, 3))
     axis.plot([0, 1], [1, 0])
-    name = plots.save(figure, out, "figure1")
+    name = plots.save(figure, out, "table6")
     columns = [f"a column with a long name {i}" for i in range(12)]
     table = result.table("A table", columns, [["network", *range(11)]] * 3)
-    head = {"command": "python -m paper.figure1 " + "--option=value " * 30, "date": "today"}
+    head = {"command": "python -m paper.table6 " + "--option=value " * 30, "date": "today"}
     head |= {"device": "none", "versions": {}, "dataset": None, "seeds": [], "scaled": []}
-    result.publish(out, "figure1", "Figure 1", head, [table], figures=[name])
+    result.publish(out, "table6", "Table 6", head, [table], figures=[name])
     report.main([f"--results={out}"])
     return out / "report.html"
 
