@@ -28,6 +28,7 @@ from paper import degradation, experiment, plots, result
 
 TITLE = "Figure 7: standard deviations of layer responses"
 IMAGES = 1000
+LINEAR_UP_TO = 30  # larger standard deviations are drawn on a logarithmic axis
 
 
 def responses(workdir, images=IMAGES):
@@ -166,9 +167,13 @@ def draw(series, out):
     axes[0].set(title="original order", xlabel="layer index", ylabel="standard deviation")
     axes[1].set(title="sorted by magnitude", xlabel="layer index (sorted)")
     axes[1].legend(fontsize="small")
+    values = [value for one in series.values() for value in one["std"] if value > 0]
+    if max(values, default=0) > LINEAR_UP_TO:
+        axes[0].set_yscale("log")  # shared: a network that did not learn would hide the others
+    else:
+        axes[0].set_ylim(bottom=0)
     for axis in axes:
         axis.grid(alpha=0.25)
-        axis.set_ylim(bottom=0)
     return plots.save(figure, out, "figure7")
 
 
