@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import logging
+import shutil
 from math import nan
 from pathlib import Path
 
@@ -164,12 +165,15 @@ class _Loop:
             self._events(step, state)
         in_flight = collections.deque()
         clock = run_log.Clock(config.batch_size, feed)
+        # Not tqdm's own way: it shows nothing on a terminal without a size (docker -t, script).
+        columns, rows = shutil.get_terminal_size()
         bar = tqdm(
             total=config.num_steps,
             initial=step,
             unit="step",
             disable=None if jax.process_index() == 0 else True,
-            dynamic_ncols=True,
+            ncols=columns,
+            nrows=rows,
         )
         with bar, logging_redirect_tqdm():
             while step < config.num_steps:
