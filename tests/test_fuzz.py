@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
+from absl import app, flags
 from hypothesis import assume
 from hypothesis import strategies as st
 
@@ -169,7 +169,7 @@ def test_a_command_line_is_understood_or_refused(arguments):
     argv = ["main.py", "--config=configs/digits.py:resnet8", *arguments]
     try:
         main._parse(main._with_workdir_config(argv))
-    except UserError as error:
+    except (UserError, app.UsageError) as error:
         assert str(error)
     finally:
         flags.FLAGS.unparse_flags()
