@@ -9,6 +9,8 @@ fourth of the processor time of a ResNet-20 step, a seventh of ResNet-50's
 import ctypes
 import sys
 
+import jax
+
 # The options of mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
@@ -17,9 +19,11 @@ def keep_freed_memory():
     """From now on this process reuses what it frees instead of returning it to the system.
 
     All threads share one heap, since the others have no room for large blocks. The process then
-    stays as large as it once was. Does nothing where the C library is not glibc.
+    stays as large as it once was. Does nothing where JAX computes elsewhere than on a CPU or the C
+    library is not glibc.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    on_cpu = sys.platform == "linux" and jax.default_backend() == "cpu"
+    libc = ctypes.CDLL(None) if on_cpu else None
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(M_ARENA_MAX, 1)
         libc.mallopt(M_MMAP_MAX, 0)

@@ -47,6 +47,14 @@ def _without_closed_loops(previous):
 sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
 
 
+def committed_steps(directory):
+    """Steps of the checkpoints in a `<workdir>/checkpoints`, ascending; none without the folder."""
+    if not directory.is_dir():
+        return []
+    names = [path.name for path in directory.iterdir() if path.is_dir()]
+    return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
+
+
 def to_host(tree):
     """NumPy copies of a tree of arrays that are whole on this process (replicated over devices)."""
 
@@ -124,10 +132,7 @@ class Checkpoints:
 
     def steps(self):
         """Committed steps, ascending; whether they are good is known only after reading them."""
-        if not self._directory.is_dir():
-            return []
-        names = [path.name for path in self._directory.iterdir() if path.is_dir()]
-        return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
+        return committed_steps(self._directory)
 
     def save(self, step, tree, validation_error=None):
         """Starts writing `tree` (any tree of arrays) as `step` and returns; see `wait`.

@@ -107,8 +107,7 @@ def _set_up_jax():
     processes.join(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, multihost=_MULTIHOST.value
     )
-    if jax.default_backend() == "cpu":
-        allocator.keep_freed_memory()
+    allocator.keep_freed_memory()
     if jax.process_index() > 0:  # one voice is enough
         logging.getLogger("residual").setLevel(logging.WARNING)
 

@@ -163,7 +163,7 @@ def _check_network(builder) -> None:
 
 
 def _what_failed(builder, source: Path | None, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = sources.first_line(error)
     if "No space left" in reason:
         return f"{builder.name}: {reason}; free space, then run the same command again"
     if source:

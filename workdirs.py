@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from checkpoint import FOLDER
+from checkpoint import FOLDER, committed_steps
 from configs import common
 from errors import UserError
 from run_log import METRICS
@@ -89,10 +89,9 @@ def claim(config, workdir):
 
 
 def _has_begun(workdir):
-    metrics, checkpoints = workdir / METRICS, workdir / FOLDER
-    if metrics.exists() and metrics.stat().st_size:
-        return True
-    return checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
+    metrics = workdir / METRICS
+    has_line = metrics.exists() and metrics.stat().st_size > 0
+    return has_line or bool(committed_steps(workdir / FOLDER))
 
 
 def _is_free(key):

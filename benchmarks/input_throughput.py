@@ -25,12 +25,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from tqdm import tqdm
 
-from benchmarks import input_contenders
+from benchmarks import input_contenders, reports
 
 HEIGHT, WIDTH = 395, 470
 SCRIPT = Path(input_contenders.__file__)
 REPORT = SCRIPT.with_name("input_throughput.md")
-NOTES = "\n## What was tried"
 TITLES = {
     "limit": "the limit: simplejpeg decodes all, nothing else",
     "ours_rrc": "ours: random-resized crop",
@@ -144,33 +143,30 @@ def ratio(times: dict[str, np.ndarray], name: str, other: str, column: int = 0) 
 
 def report(times, quality, images: int) -> list[str]:
     """The tables, as Markdown lines."""
-    lines = [
-        "| contender | CPU ms/image | images/s/core | ratio to the limit |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for name, title in TITLES.items():
         if name not in times:
-            lines.append(f"| {title} | not installed | | |")
+            rows.append((title, "not installed", "", ""))
             continue
         seconds = np.median(times[name][:, 0]) / images
-        lines.append(
-            f"| {title} | {1e3 * seconds:.2f} | {1 / seconds:,.0f} "
-            f"| {ratio(times, name, 'limit'):.2f} |"
-        )
-    lines += ["", "| ratio per core | measured | goal |", "|---|---|---|"]
+        limit = ratio(times, name, "limit")
+        rows.append((title, f"{1e3 * seconds:.2f}", f"{1 / seconds:,.0f}", f"{limit:.2f}"))
+    ratios = []
     for title, name, other, goal in GOALS:
         value = ratio(times, name, other)
         shown = "not installed" if value is None else f"{value:.2f}"
-        lines.append(f"| {title} | {shown} | {'' if goal is None else f'≥ {goal}'} |")
+        ratios.append((title, shown, "" if goal is None else f"≥ {goal}"))
     for title, name, goal in [("ours", "ours_rrc", "≥ 1.7"), ("the limit", "limit", "")]:
         scaling = ratio(times, f"{name}_2", name, column=1)
-        lines.append(f"| {title}: 2 threads / 1 thread, wall clock | {scaling:.2f} | {goal} |")
+        ratios.append((f"{title}: 2 threads / 1 thread, wall clock", f"{scaling:.2f}", goal))
     qualities = ", ".join(f"{TITLES[n].split(':')[0]} {q:.1f} dB" for n, q in quality.items())
-    lines += [
+    return [
+        *reports.table(("contender", "CPU ms/image", "images/s/core", "ratio to the limit"), rows),
+        "",
+        *reports.table(("ratio per core", "measured", "goal"), ratios),
         "",
         f"Resize quality (PSNR; the same boxes, resized by Pillow antialiased): {qualities}.",
     ]
-    return lines
 
 
 def main(arguments: list[str]) -> None:
@@ -203,25 +199,17 @@ def main(arguments: list[str]) -> None:
         versions = sorted({part for w in workers.values() for part in w.versions.split(", ")})
         for worker in workers.values():
             worker.close()
-    header = [
-        "# Input throughput",
-        "",
-        f"`python -m benchmarks.input_throughput --rounds={options.rounds} "
-        f"--images={options.images}` with both peers' interpreters given, "
-        f"{datetime.date.today()}.",
-        f"Machine: {os.cpu_count()} shared {platform.machine()} cores, CPU only; load average "
-        f"{load:.1f} at the start. Python {platform.python_version()}; {', '.join(versions)}.",
+    lines = [
+        f"{datetime.date.today()}; {reports.processor()}, CPU only; load average {load:.1f} at the "
+        f"start. Python {platform.python_version()}; {', '.join(versions)}.",
         f"{options.images} JPEGs of {WIDTH}×{HEIGHT}, {mean_bytes / 1000:.0f} KB in the mean; "
         f"crops of {input_contenders.SIZE}; medians of {options.rounds} rounds in which the "
         "contenders take turns.",
         "",
+        *report(times, quality, options.images),
     ]
-    text = "\n".join(header + report(times, quality, options.images)) + "\n"
-    print(text)
-    # What people wrote below the tables stays.
-    before = options.report.read_text() if options.report.exists() else ""
-    _, heading, notes = before.partition(NOTES)
-    options.report.write_text(text + heading + notes)
+    command = " ".join(["python -m benchmarks.input_throughput", *arguments])
+    reports.write(options.report, "Input throughput", command, lines)
 
 
 if __name__ == "__main__":

@@ -131,8 +131,7 @@ def main(arguments):
     parser.add_argument("--report", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args(arguments)
     logging.getLogger("residual").setLevel(logging.WARNING)
-    if jax.default_backend() == "cpu":
-        allocator.keep_freed_memory()  # as main.py does
+    allocator.keep_freed_memory()  # as main.py does
     where = reports.environment(jax.devices()[0].device_kind)
     config = recipe(options.network, options.steps, options.log_every, options.checkpoint_every)
     real, bare = [], []

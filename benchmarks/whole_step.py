@@ -102,10 +102,9 @@ class WholeStep:
     def runner(self):
         """Compiles, runs two steps; a function that runs n more and returns `timed`'s seconds.
 
-        As in `main.py`, the process keeps what it frees if the device is a CPU.
+        The process then keeps what it frees, as in `main.py`.
         """
-        if jax.default_backend() == "cpu":
-            allocator.keep_freed_memory()
+        allocator.keep_freed_memory()
         compiled = self.lower().compile()
         state = train_step.create_state(self._config, self._model, self._image)
         held = [replicate(state, self._mesh)]

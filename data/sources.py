@@ -177,15 +177,16 @@ def builder_errors(name: str, directory: Path):
     except UserError:
         raise
     except tfds.core.DatasetNotFoundError as error:
-        raise UserError(f"tfds:{name}: {_first_line(error)} (data_dir {directory})") from error
+        raise UserError(f"tfds:{name}: {first_line(error)} (data_dir {directory})") from error
     except (*DAMAGE, AssertionError, json_format.Error) as error:
         raise UserError(
-            f"tfds:{name}: {_first_line(error)} (data_dir {directory}); see that it can be "
+            f"tfds:{name}: {first_line(error)} (data_dir {directory}); see that it can be "
             "written; if what lies there is damaged, remove it and prepare it again"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, without what follows its first line; its type when it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
