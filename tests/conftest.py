@@ -31,6 +31,16 @@ def data_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("tensorflow_datasets"))
 
 
+@pytest.fixture(scope="module")
+def compilation_cache(tmp_path_factory):
+    """Runs of one program in a file share its compilation."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
 @pytest.fixture
 def tiny(data_dir):
     """A digits config that trains in a second or two: ResNet-8, 4 channels, 12 steps of 32."""

@@ -120,6 +120,11 @@ def rewrite_as_tfrecord(data_dir: Path, target: Path) -> None:
         (version / "dataset_info.json").write_text(text)
 
 
+def records(source):
+    """All records of a source."""
+    return [source[index] for index in range(len(source))]
+
+
 def framed(record: bytes) -> bytes:
     """A record as TFRecord frames it."""
 

@@ -5,7 +5,6 @@ import json
 import shutil
 import struct
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,14 +36,8 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compilation_cache(tmp_path_factory):
-    """Most runs here are the same program."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
+# Runs of one program share its compilation, as the runs of main.py do.
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 def make_config(dataset, data_dir, **options):

@@ -24,15 +24,8 @@ from configs import digits
 from errors import UserError
 from processes import Signals
 
-
-@pytest.fixture(autouse=True, scope="module")
-def compilation_cache(tmp_path_factory):
-    """Runs of one program share its compilation, as the runs of main.py do."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
+# Runs of one program share its compilation, as the runs of main.py do.
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 # With everything that a checkpoint can hold; also for `faults.Run`, as flags.

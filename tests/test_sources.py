@@ -1,14 +1,13 @@
-"""Sources: folders as torchvision reads them, TFDS as array_record and as TFRecord."""
+"""Sources: TFDS as array_record and as TFRecord."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data import folder, index_cache, tfrecord
+from data import tfrecord
 from data.decode import DecodeError, decode
 from data.sources import open_source
 from errors import UserError
@@ -35,152 +34,11 @@ def as_tfrecord(prepared, tmp_path_factory):
     return target
 
 
-def records(source):
-    return [source[index] for index in range(len(source))]
-
-
-@pytest.fixture
-def pets(tmp_path):
-    """A folder whose names sort differently by case and by number."""
-    files = {
-        "train/cat/b.JPG": b"1", "train/cat/a.jpeg": b"2", "train/cat/10.png": b"3",
-        "train/cat/9.webp": b"4", "train/cat/deep/x.bmp": b"5", "train/cat/readme.txt": b"no",
-        "train/cat/.hidden.jpg": b"no", "train/Dog/z.jpg": b"6", "train/.cache/z.jpg": b"no",
-        "train/ant/z.jpg": b"7", "train/list.jpg": b"no",
-        "val/cat/v.jpg": b"8", "val/ant/v.jpg": b"9",
-    }  # fmt: skip
-    for name, content in files.items():
-        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "pets" / name).write_bytes(content)
-    return tmp_path / "pets"
-
-
-def test_folder_is_read_as_torchvision_reads_it(pets, tmp_path):
-    source = open_source(f"folder:{pets}", "train", str(tmp_path))
-    assert source.label_names == ("Dog", "ant", "cat")
-    found = [(r.name, r.label, r.image) for r in records(source)]
-    assert found == [
-        ("train/Dog/z.jpg", 0, b"6"),
-        ("train/ant/z.jpg", 1, b"7"),
-        ("train/cat/10.png", 2, b"3"),
-        ("train/cat/9.webp", 2, b"4"),
-        ("train/cat/a.jpeg", 2, b"2"),
-        ("train/cat/b.JPG", 2, b"1"),
-        ("train/cat/deep/x.bmp", 2, b"5"),
-    ]
-
-
-def test_validation_uses_the_training_classes(pets, tmp_path):
-    for split in ("val", "validation"):
-        source = open_source(f"folder:{pets}", split, str(tmp_path))
-        assert source.label_names == ("Dog", "ant", "cat")
-        assert [(r.image, r.label) for r in records(source)] == [(b"9", 1), (b"8", 2)]
-    (pets / "val" / "zebra").mkdir()
-    with pytest.raises(UserError, match="zebra"):
-        open_source(f"folder:{pets}", "val", str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("split", "indices"),
-    [
-        ("train[:2]", [0, 1]),
-        ("train[5:]", [5, 6]),
-        ("train[-3:-1]", [4, 5]),
-        ("train[:50%]", [0, 1, 2, 3]),
-        ("train[50%:]", [4, 5, 6]),
-        ("train[:1]+train[6:]", [0, 6]),
-    ],
-)
-def test_folder_slices_follow_tfds(pets, tmp_path, split, indices):
-    whole = records(open_source(f"folder:{pets}", "train", str(tmp_path)))
-    sliced = records(open_source(f"folder:{pets}", split, str(tmp_path)))
-    assert sliced == [whole[index] for index in indices]
-
-
-def test_splits_can_be_joined(pets, tmp_path):
-    source = open_source(f"folder:{pets}", "train[:1]+val", str(tmp_path))
-    assert [r.name for r in records(source)] == [
-        "train/Dog/z.jpg",
-        "val/ant/v.jpg",
-        "val/cat/v.jpg",
-    ]
-
-
-@pytest.mark.parametrize("split", ["test", "train[", "train[:x]", "train[:200%]", ""])
-def test_wrong_splits_are_user_errors(pets, tmp_path, split):
-    with pytest.raises(UserError, match="split"):
-        open_source(f"folder:{pets}", split, str(tmp_path))
-
-
-def test_missing_or_empty_folders_are_user_errors(tmp_path):
-    with pytest.raises(UserError, match="no such directory"):
-        open_source(f"folder:{tmp_path}/none", "train", str(tmp_path))
-    (tmp_path / "train" / "cat").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds no images"):
-        open_source(f"folder:{tmp_path}", "train", str(tmp_path))
-
-
-def settle(root):
-    """Sets every directory's time back, as if the folder had been lying there for a while."""
-    for path, _, _ in os.walk(root):
-        os.utime(path, (1e9, 1e9))
-
-
-def count_scans(monkeypatch):
-    scans = []
-    build = folder._build
-    monkeypatch.setattr(folder, "_build", lambda *a: scans.append(a) or build(*a))
-    return scans
-
-
-def test_folder_index_is_cached_and_rebuilt_on_change(pets, tmp_path, monkeypatch):
-    scans = count_scans(monkeypatch)
-    settle(pets / "train")
-
-    def names():
-        return [r.name for r in records(open_source(f"folder:{pets}", "train", str(tmp_path)))]
-
-    before = names()
-    assert names() == before and len(scans) == 1
-    (pets / "train/cat/deep/new.jpg").write_bytes(b"new")
-    assert names() == [*before[:-1], "train/cat/deep/new.jpg", "train/cat/deep/x.bmp"]
-    (pets / "train/cat/deep/new.jpg").unlink()
-    assert names() == before
-    (pets / "train/cow").mkdir()
-    (pets / "train/cow/c.jpg").write_bytes(b"moo")
-    assert "train/cow/c.jpg" in names()
-    assert len(scans) == 4
-
-
-def test_folder_just_written_is_not_trusted(pets, tmp_path, monkeypatch):
-    """A second change within a clock tick leaves no trace in the time stamps."""
-    scans = count_scans(monkeypatch)
-    for _ in range(2):
-        open_source(f"folder:{pets}", "train", str(tmp_path))
-    assert len(scans) == 2
-
-
-def test_index_of_a_read_only_folder_lies_in_data_dir(pets, tmp_path, monkeypatch):
-    scans = count_scans(monkeypatch)
-    settle(pets / "train")
-    inside, outside = index_cache.places(pets, "train", str(tmp_path / "data"))
-    inside.mkdir()  # no file can be written there
-    for _ in range(2):
-        open_source(f"folder:{pets}", "train", str(tmp_path / "data"))
-    assert outside.is_file() and len(scans) == 1
-    outside.write_text('{"version": 1, "scanned')  # damaged
-    open_source(f"folder:{pets}", "train", str(tmp_path / "data"))
-    assert len(scans) == 2
-
-
-# ---- TFDS
-
-
 def test_prepared_imagenet(prepared):
     source = open_source("tfds:imagenet2012", "train", str(prepared))
     files = {name: c for group in ilsvrc.train_files().values() for name, c in group.items()}
     assert len(source) == len(files) and len(source.label_names) == 1000
-    for record in records(source):
+    for record in ilsvrc.records(source):
         name = record.name.split()[-1]
         assert source.label_names[record.label] == name[:9]
         if name in (ilsvrc.CMYK_FILE, ilsvrc.PNG_FILE):  # TFDS stores these as RGB JPEG
@@ -198,15 +56,15 @@ def test_validation_labels_go_by_sorted_name(prepared):
     labels = labels_file.read_text().split()[: ilsvrc.VALIDATION]
     source = open_source("tfds:imagenet2012", "validation", str(prepared))
     expected = dict(zip(sorted(ilsvrc.validation_files()), labels, strict=True))
-    found = {r.name.split()[-1]: source.label_names[r.label] for r in records(source)}
+    found = {r.name.split()[-1]: source.label_names[r.label] for r in ilsvrc.records(source)}
     assert found == expected
 
 
 def test_tfds_slices(prepared, as_tfrecord):
     for data_dir in (prepared, as_tfrecord):
-        whole = records(open_source("tfds:imagenet2012", "train", str(data_dir)))
+        whole = ilsvrc.records(open_source("tfds:imagenet2012", "train", str(data_dir)))
         for split, piece in [("train[3:7]", whole[3:7]), ("train[-2:]", whole[-2:])]:
-            sliced = records(open_source("tfds:imagenet2012", split, str(data_dir)))
+            sliced = ilsvrc.records(open_source("tfds:imagenet2012", split, str(data_dir)))
             assert [r.image for r in sliced] == [r.image for r in piece]
         with pytest.raises(UserError, match="train"):
             open_source("tfds:imagenet2012", "nonsense", str(data_dir))
@@ -216,8 +74,8 @@ def test_tfds_slices(prepared, as_tfrecord):
 
 def test_tfrecord_is_read_as_array_record(prepared, as_tfrecord):
     for split in ("train", "validation"):
-        expected = records(open_source("tfds:imagenet2012", split, str(prepared)))
-        assert records(open_source("tfds:imagenet2012", split, str(as_tfrecord))) == expected
+        expected = ilsvrc.records(open_source("tfds:imagenet2012", split, str(prepared)))
+        assert ilsvrc.records(open_source("tfds:imagenet2012", split, str(as_tfrecord))) == expected
 
 
 def test_unprepared_set_says_how_to_prepare_it(tmp_path):
@@ -342,8 +200,8 @@ def test_conversion_preserves_order_and_bytes(prepared, as_tfrecord, tmp_path):
     number = tfrecord.convert(version, target)
     assert number == 18 + ilsvrc.VALIDATION
     for split in ("train", "validation"):
-        expected = records(open_source("tfds:imagenet2012", split, str(prepared)))
-        assert records(open_source("tfds:imagenet2012", split, str(tmp_path))) == expected
+        expected = ilsvrc.records(open_source("tfds:imagenet2012", split, str(prepared)))
+        assert ilsvrc.records(open_source("tfds:imagenet2012", split, str(tmp_path))) == expected
     assert not list(target.glob("*tfrecord*"))
 
 
