@@ -102,12 +102,12 @@ def _set_up_jax():
     import allocator
     import processes
 
+    allocator.keep_freed_memory()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(COMPILATION_CACHE))
     processes.join(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, multihost=_MULTIHOST.value
     )
-    allocator.keep_freed_memory()
     if jax.process_index() > 0:  # one voice is enough
         logging.getLogger("residual").setLevel(logging.WARNING)
 

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import jax
 
-import allocator
 import input_pipeline
 import models
 import run_log
@@ -131,7 +130,6 @@ def main(arguments):
     parser.add_argument("--report", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args(arguments)
     logging.getLogger("residual").setLevel(logging.WARNING)
-    allocator.keep_freed_memory()  # as main.py does
     where = reports.environment(jax.devices()[0].device_kind)
     config = recipe(options.network, options.steps, options.log_every, options.checkpoint_every)
     real, bare = [], []

@@ -7,6 +7,7 @@ import platform
 import sys
 from pathlib import Path
 
+import allocator
 from errors import UserError
 
 NOTES = "\n## What was tried"
@@ -60,7 +61,11 @@ def write(path, title, command, lines):
 
 
 def run(main):
-    """Calls `main` with the command line's arguments; the exit status, 1 after a user's error."""
+    """Calls `main` with the command line's arguments; the exit status, 1 after a user's error.
+
+    As in `main.py`, a process that computes on the CPU keeps what it frees.
+    """
+    allocator.keep_freed_memory()
     try:
         main(sys.argv[1:])
     except UserError as error:

@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import allocator
 import models
 import train_step
 from configs import common
@@ -100,11 +99,7 @@ class WholeStep:
         return self.trace().lower()
 
     def runner(self):
-        """Compiles, runs two steps; a function that runs n more and returns `timed`'s seconds.
-
-        The process then keeps what it frees, as in `main.py`.
-        """
-        allocator.keep_freed_memory()
+        """Compiles, runs two steps; a function that runs n more and returns `timed`'s seconds."""
         compiled = self.lower().compile()
         state = train_step.create_state(self._config, self._model, self._image)
         held = [replicate(state, self._mesh)]

@@ -39,3 +39,8 @@ def test_freed_memory_is_kept_for_every_thread():
     assert max(faults_of_the_second_time("allocator.keep_freed_memory()")) < 40
     # What there is to save: 65,536 small pages or 128 large ones.
     assert min(faults_of_the_second_time("")) > 100
+
+
+def test_main_keeps_it_before_jax_starts_threads_with_heaps_of_their_own():
+    started = "import jax, main; main.flags.FLAGS(['main']); main._set_up_jax(); jax.devices()"
+    assert max(faults_of_the_second_time(started)) < 40
