@@ -17,7 +17,7 @@ from checkpoint import fill, flatten, to_host
 from data import device_transforms
 from errors import UserError
 from input_pipeline import DATA_AXIS
-from models.blocks import BN_MOMENTUM
+from models.norm import BN_MOMENTUM
 
 LOG = logging.getLogger("residual")
 FILE = "precise_bn.npz"

@@ -11,11 +11,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from models.conv import Conv
+from models.norm import batch_norm, relu
 
-BN_EPSILON = 1e-5  # Caffe's and torch's default; weights move between frameworks with it.
-BN_MOMENTUM = 0.9  # running ← 0.9·running + 0.1·batch, torch's momentum of 0.1.
 SHORTCUT_DROPOUT = 0.5  # Identity Mappings, table 1, last row.
-DATA_AXIS = "data"  # the mesh axis over which synchronised BN takes its statistics
 
 
 class Layer(NamedTuple):
@@ -76,23 +74,6 @@ RELU_ONLY_PREACTIVATION = ORIGINAL._replace(
 )
 
 
-def batch_norm(train, *, sync, frozen, dtype, name, zero_init=False):
-    """BN as every network here uses it; statistics and parameters are float32.
-
-    `sync` takes the statistics over the mesh axis `data` instead of over one device's images (the
-    paper's were over one GPU's 32); `frozen` always normalises with the running averages.
-    """
-    return nn.BatchNorm(
-        use_running_average=frozen or not train,
-        momentum=BN_MOMENTUM,
-        epsilon=BN_EPSILON,
-        dtype=dtype,
-        axis_name=DATA_AXIS if sync else None,
-        scale_init=nn.initializers.zeros if zero_init else nn.initializers.ones,
-        name=name,
-    )
-
-
 class Block(nn.Module):
     """One block: f, the shortcut and what joins them.
 
@@ -149,7 +130,7 @@ class Block(nn.Module):
 
     def _apply(self, ops, x, suffix, train, zero_init=False):
         for op in ops.split():
-            x = nn.relu(x) if op == "relu" else self._norm("bn" + suffix, train, zero_init)(x)
+            x = relu(x) if op == "relu" else self._norm("bn" + suffix, train, zero_init)(x)
         return x
 
     def _norm(self, name, train, zero_init=False):

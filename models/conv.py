@@ -8,6 +8,7 @@ shifted copies and the input's gradient as an ordinary convolution (`benchmarks/
 the figures); the numbers agree to rounding.
 """
 
+import math
 import operator
 from functools import partial, reduce
 from typing import Any
@@ -18,6 +19,7 @@ from flax import linen as nn
 from jax import lax
 
 from errors import UserError
+from models.varying import vary_alike
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -82,7 +84,7 @@ def conv(x, kernel, *, strides=1, dilation=1):
             f"kernel of {kernel.shape[0]}×{kernel.shape[1]}: expected a square one of odd size, "
             "which padding by half of it keeps centred; set kernel_size to 1, 3, 5, 7, …"
         )
-    return _conv(*_vary_alike(x, kernel), strides, dilation)
+    return _conv(*vary_alike(x, kernel), strides, dilation)
 
 
 def conv_7x7_of_blocks(x, kernel):
@@ -109,20 +111,6 @@ def conv_7x7_of_blocks(x, kernel):
     return lax.conv_general_dilated(
         x, kernel, (1, 1), [(2, 1)] * 2, dimension_numbers=DIMENSION_NUMBERS
     )
-
-
-def _vary_alike(*arrays):
-    """Marks each array as varying over all mesh axes of `shard_map` that any of them varies over.
-
-    A gradient rule must return what varies as its argument does; the transpose of the mark on the
-    kernel is the sum of the devices' gradients.
-    """
-    varying = [jax.typeof(a).manual_axis_type.varying for a in arrays]
-    missing = [tuple(frozenset().union(*varying) - axes) for axes in varying]
-    return [
-        lax.pcast(a, axes, to="varying") if axes else a
-        for a, axes in zip(arrays, missing, strict=True)
-    ]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -170,7 +158,31 @@ def _xla_backward(x, kernel, dy, strides, dilation):
 def _forward_cpu(x, kernel, strides, dilation):
     if kernel.shape[0] == 1:
         return _product(x[:, ::strides, ::strides], kernel[0, 0])
+    if strides == 1:
+        return _conv_on_all_cores(x, kernel, dilation)
     return _xla_conv(x, kernel, strides, dilation)
+
+
+def _conv_on_all_cores(x, kernel, dilation):
+    """`_xla_conv` of stride 1, with one row too many, which is cut off again.
+
+    XLA:CPU has two libraries of convolutions. The one that it prefers, YNNPACK, runs on one core
+    where layers are small; it refuses an output that is higher than its input, and the other one,
+    Eigen, uses every core.
+    """
+    if max(kernel.shape[2:]) <= 16:  # YNNPACK refuses these, too
+        return _xla_conv(x, kernel, 1, dilation)
+    padding = dilation * (kernel.shape[0] // 2)
+    y = lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        [(padding, padding + 1), (padding, padding)],
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=DIMENSION_NUMBERS,
+    )
+    # Materialised: a cut fused into what follows keeps XLA from vectorising that.
+    return lax.optimization_barrier(y[:, :-1])
 
 
 def _backward_cpu(x, kernel, dy, strides, dilation):
@@ -278,6 +290,8 @@ def _dilate(dy, strides, input_shape):
 
 def _input_gradient(turned, dy, strides, dilation, input_shape):
     """The ordinary convolution of dy, spread by the strides, with the turned kernel."""
+    if strides == 1:
+        return _conv_on_all_cores(dy, turned, dilation)
     p = dilation * (turned.shape[0] // 2)
     padding = [
         (p, p + size - (strides * (out - 1) + 1))

@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 
 from errors import UserError
-from models.blocks import BN_EPSILON
+from models.norm import BN_EPSILON
 from models.weight_files import Tensor
 
 KERAS_BN_EPSILON = 1.001e-5

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from errors import UserError
 from models import blocks
 from models.conv import Conv
+from models.norm import batch_norm, relu
+from models.pool import max_pool_3x3
 
 
 class Architecture(NamedTuple):
@@ -78,16 +80,6 @@ def architecture(stem, depth):
             f"(8, 14, 20, 32, 44, 56, 110, … {MAX_CIFAR_DEPTH}); the nearest is {near}."
         )
     return Architecture((n, n, n), blocks.basic_layers)
-
-
-def max_pool_3x3(x, padded=True):
-    """3×3 maximum with stride 2: `[b, h, w, c]` → `[b, ⌈h/2⌉, ⌈w/2⌉, c]` with a ring of padding.
-
-    Without it (Caffe) the windows begin one pixel later and may reach over the lower and right
-    edge: `[b, ⌊h/2⌋, ⌊w/2⌋, c]`.
-    """
-    padding = [(1, 1) if padded else (0, 1 - size % 2) for size in x.shape[1:3]]
-    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=padding)
 
 
 def segment_length(remat, blocks):
@@ -264,7 +256,7 @@ class ResNet(nn.Module):
         dtype = jnp.dtype(self.dtype)
         placement = self._placement()
         norm = functools.partial(
-            blocks.batch_norm, train, sync=self.sync_bn, frozen=self.frozen_bn, dtype=dtype
+            batch_norm, train, sync=self.sync_bn, frozen=self.frozen_bn, dtype=dtype
         )
 
         imagenet = self.stem == "imagenet"
@@ -343,5 +335,5 @@ def _norm_relu(ops, x, norm, name):
         if op == "bn":
             x = norm(name=name)(x)
         elif op == "relu":
-            x = nn.relu(x)
+            x = relu(x)
     return x
