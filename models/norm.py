@@ -105,11 +105,13 @@ _normalize.defvjp(_normalize_forward, _normalize_backward)
 @jax.custom_vjp
 def relu(x):
     """`max(x, 0)`, of any shape; the gradient at 0 is 0, as `nn.relu`'s."""
-    return jnp.maximum(x, 0)
+    # As a selection, a function of two arrays: XLA:CPU would compute a maximum again, and with it
+    # the sums of all blocks before it, in every consumer that it can.
+    return jnp.where(x < 0, jnp.zeros_like(x), x)
 
 
 def _relu_forward(x):
-    y = jnp.maximum(x, 0)
+    y = relu(x)
     return y, y
 
 
