@@ -23,6 +23,10 @@ from models.varying import vary_alike
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
+# Up to here a product with the identity costs less than it saves in a loop, where `x` is a slice of
+# what the blocks kept: XLA:CPU would cut it out again, entry by entry, in each of the shifted copies.
+FEW_CHANNELS = 64
+
 # He normal over the fan-out, k·k·features, not truncated: the rule of the authors' released code
 # and of Torch's MSRinit for ResNets. It keeps the variance of the gradient; over the fan-in the
 # first layers would start with another scale than the one the published recipes were tuned for.
@@ -197,6 +201,8 @@ def _backward_cpu(x, kernel, dy, strides, dilation):
     turned = lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
     dx = _input_gradient(turned, dy, strides, dilation, x.shape)
     if strides == 1 and features <= k * channels:
+        if channels <= FEW_CHANNELS:
+            x = _product(x, jnp.eye(channels, dtype=x.dtype))
         products = _weight_product(_rows(x, k, dilation), _columns(dy, k, dilation))
         products = products.reshape(k, channels, k, features)
         dkernel = products.transpose(0, 2, 1, 3)[:, ::-1]
