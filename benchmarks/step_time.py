@@ -36,7 +36,7 @@ from models.resnet import architecture
 RESULTS = Path(__file__).with_suffix(".json")
 PEER, OURS = "Flax modules", "this repository"
 SCANNED = "this repository, scan_blocks"
-CPU_ROWS = ("resnet20:128", "resnet56:128", "resnet50:8")
+CPU_ROWS = ("resnet20:128", "resnet56:128", "resnet50:8", "resnet152:4")
 GPU_ROWS = tuple(
     f"{network}:{dtype}"
     for network in ("resnet50:256", "resnet101:256", "resnet152:256", "resnet20:128")

@@ -1,10 +1,9 @@
 """Batch normalisation and ReLU, with gradients that keep as little of the forward pass as they need.
 
-JAX's own derivatives of Flax's `BatchNorm` and of `nn.relu` keep the centred input and the value
-before the ReLU as arrays of their own. Here normalisation keeps its input, which is the output of a
-convolution and exists anyway, and ReLU its output, which the next convolution keeps. A block then
-keeps about half as many arrays (`benchmarks/memory.md`), and the loop over blocks, which has to
-copy what each block keeps, about half as much time.
+JAX's derivative of Flax's `BatchNorm` keeps the centred input as an array of its own, and that of
+`nn.relu` the value before it. Here normalisation keeps its input, the output of a convolution that
+exists anyway, and ReLU a byte per number. It is less to hold, and less to copy in the loop over
+blocks, which has to put away what each block keeps (`benchmarks/memory.md`).
 """
 
 from functools import partial
@@ -112,11 +111,11 @@ def relu(x):
 
 def _relu_forward(x):
     y = relu(x)
-    return y, y
+    return y, y > 0
 
 
-def _relu_backward(y, dy):
-    return (jnp.where(y > 0, dy, jnp.zeros_like(dy)),)
+def _relu_backward(positive, dy):
+    return (jnp.where(positive, dy, jnp.zeros_like(dy)),)
 
 
 relu.defvjp(_relu_forward, _relu_backward)

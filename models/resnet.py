@@ -39,7 +39,7 @@ IMAGENET = {
 MAX_CIFAR_DEPTH = 6 * 2000 + 2
 MIN_SCANNED_STAGE = 3  # blocks; a loop over fewer than two saves nothing
 # Arrays of its input's size that a block keeps for its gradient, measured in the CIFAR networks.
-KEPT_PER_BLOCK = 7
+KEPT_PER_BLOCK = 5
 
 HEAD_INIT = nn.initializers.normal(0.01)  # Goyal et al., section 5.1; the paper does not say.
 
