@@ -8,7 +8,6 @@ shifted copies and the input's gradient as an ordinary convolution (`benchmarks/
 the figures); the numbers agree to rounding.
 """
 
-import math
 import operator
 from functools import partial, reduce
 from typing import Any
@@ -24,7 +23,7 @@ from models.varying import vary_alike
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 # Up to here a product with the identity costs less than it saves in a loop, where `x` is a slice of
-# what the blocks kept: XLA:CPU would cut it out again, entry by entry, in each of the shifted copies.
+# what the blocks kept: XLA:CPU would cut it out again, entry by entry, in every shifted copy.
 FEW_CHANNELS = 64
 
 # He normal over the fan-out, k·k·features, not truncated: the rule of the authors' released code

@@ -1,4 +1,4 @@
-"""Batch normalisation and ReLU, with gradients that keep as little of the forward pass as they need.
+"""Batch normalisation and ReLU, whose gradients keep as little of the forward pass as they need.
 
 JAX's derivative of Flax's `BatchNorm` keeps the centred input as an array of its own, and that of
 `nn.relu` the value before it. Here normalisation keeps its input, the output of a convolution that
@@ -21,7 +21,7 @@ DATA_AXIS = "data"  # the mesh axis over which synchronised BN takes its statist
 
 
 class BatchNorm(nn.BatchNorm):
-    """Flax's `BatchNorm` over all axes but the last: the same parameters, statistics and numbers."""
+    """Flax's `BatchNorm` over all axes but the last: same parameters, statistics and numbers."""
 
     @nn.compact
     def __call__(self, x):

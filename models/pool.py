@@ -1,4 +1,4 @@
-"""The 3×3 maximum of stride 2 behind the ImageNet stem, and how its gradient is written per platform.
+"""The 3×3 maximum of stride 2 behind the ImageNet stem; its gradient is written per platform.
 
 GPU and TPU get XLA's own operator and its gradient. XLA:CPU expands that gradient into arrays of
 indices, which takes as long as a stage of ResNet-50 does; there it is written as nine selections

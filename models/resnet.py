@@ -38,8 +38,9 @@ IMAGENET = {
 }
 MAX_CIFAR_DEPTH = 6 * 2000 + 2
 MIN_SCANNED_STAGE = 3  # blocks; a loop over fewer than two saves nothing
-# Arrays of its input's size that a block keeps for its gradient, measured in the CIFAR networks.
-KEPT_PER_BLOCK = 5
+# Arrays of its input's size that a block of a recomputed segment holds; of 3, 4, 5, 7 and 8 the one
+# that needs least memory in ResNet-110 to -1202 (`benchmarks/memory.md`).
+KEPT_PER_BLOCK = 3
 
 HEAD_INIT = nn.initializers.normal(0.01)  # Goyal et al., section 5.1; the paper does not say.
 
