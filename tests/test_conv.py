@@ -143,6 +143,11 @@ def test_no_convolution_is_left_to_the_loop_in_a_transposed_form():
         assert "rhs_reversal" not in line
 
 
+def test_small_layers_are_kept_from_the_library_that_runs_them_on_one_core():
+    x, kernel = jnp.ones((8, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
+    assert "ynn" not in jax.jit(conv).lower(x, kernel).compile().as_text()
+
+
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_gradients_under_shard_map(check_vma):
     x, kernel = arrays(CASES[4])
