@@ -98,9 +98,9 @@ def segment_length(remat, blocks):
 class Stage(nn.Module):
     """Blocks of one width; only the first may change the shape.
 
-    Parameters are one subtree per block (`block1`, `block2`, …). With `scan_blocks` the blocks
-    after the first, all equal, run as one loop and lie stacked under `blocks`; `models.stacking`
-    converts between the two forms, and on disk there is only the first.
+    Parameters are one subtree per block (`block1`, `block2`, …). With `scan_blocks` the equal
+    blocks, all or all but the first, run as one loop and lie stacked under `blocks`;
+    `models.stacking` converts between the two forms, and on disk there is only the first.
 
     Attributes:
       first, rest: make the first and the other blocks, given `name` or `parent`.
@@ -120,7 +120,10 @@ class Stage(nn.Module):
         """Maps `[batch, height, width, channels]` to `[batch, ⌈height/s⌉, ⌈width/s⌉, features]`."""
         if not (self.scan_blocks and self.size >= MIN_SCANNED_STAGE):
             return self._unrolled(x, 1, self.size, train)
-        return self._scanned(self._unrolled(x, 1, 1, train), train)
+        first, rest = self.first(parent=None).layers, self.rest(parent=None).layers
+        if first == rest and x.shape[-1] == rest[-1].features:
+            return self._scanned(x, self.size, train)
+        return self._scanned(self._unrolled(x, 1, 1, train), self.size - 1, train)
 
     def _unrolled(self, x, start, stop, train):
         def run(_, x, start, stop):
@@ -136,8 +139,7 @@ class Stage(nn.Module):
             x = nn.remat(segment)(self, x)
         return x
 
-    def _scanned(self, x, train):
-        count = self.size - 1
+    def _scanned(self, x, count, train):
         block = self.rest(parent=None)
         sample = jnp.zeros((1, 1, 1, x.shape[-1]), x.dtype)
 

@@ -1,8 +1,8 @@
 """Two forms of a stage's parameters: one subtree per block, or stacked for the scanned loop.
 
-On disk a stage is `block1`, `block2`, …; with `scan_blocks` the running network keeps blocks 2 …
-stacked under `blocks`. The functions work on any tree that has the parameters' structure inside
-(variables, optimiser state, EMA).
+On disk a stage is `block1`, `block2`, …; with `scan_blocks` the running network keeps its equal
+blocks, all or all but the first, stacked under `blocks`. The functions work on any tree that has
+the parameters inside (variables, optimiser state, EMA, a whole train state).
 """
 
 import jax
@@ -15,38 +15,49 @@ STACKED = "blocks"
 
 def unstack_blocks(tree):
     """Turns every stacked stage into one subtree per block; other trees come back unchanged."""
-    return _map_dicts(tree, _unstack)
-
-
-def stack_blocks(tree):
-    """Stacks blocks 2 … of every stage that a scanned network would scan."""
-    return _map_dicts(tree, _stack)
-
-
-def _map_dicts(tree, convert):
     return jax.tree.map(
-        lambda node: (
-            convert({k: _map_dicts(v, convert) for k, v in node.items()})
-            if isinstance(node, dict)
-            else node
-        ),
-        tree,
-        is_leaf=lambda node: isinstance(node, dict),
+        lambda node: _unstack(node) if _is_stage(node) else node, tree, is_leaf=_is_stage
     )
 
 
-def _unstack(node):
-    if STACKED not in node:
-        return node
-    stacked = node[STACKED]
+def stack_blocks(tree):
+    """Stacks the equal blocks of every stage that a scanned network would scan."""
+    # By name: a stage's statistics may have equal shapes where its kernels, elsewhere, differ.
+    unequal = {
+        path[-1]
+        for path, node in jax.tree.leaves_with_path(tree, is_leaf=_is_stage)
+        if _is_stage(node) and jax.tree.map(jnp.shape, node["block1"]) != _second(node)
+    }
+    return jax.tree.map_with_path(
+        lambda path, node: _stack(node, path[-1] in unequal) if _is_stage(node) else node,
+        tree,
+        is_leaf=_is_stage,
+    )
+
+
+def _is_stage(node):
+    return isinstance(node, dict) and ("block1" in node or STACKED in node)
+
+
+def _second(stage):
+    return jax.tree.map(jnp.shape, stage.get("block2"))
+
+
+def _unstack(stage):
+    if STACKED not in stage:
+        return stage
+    stacked, first = stage[STACKED], {k: v for k, v in stage.items() if k != STACKED}
     count = jax.tree.leaves(stacked)[0].shape[0]
-    rest = {f"block{i + 2}": jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(count)}
-    return {k: v for k, v in node.items() if k != STACKED} | rest
+    return first | {
+        f"block{len(first) + 1 + i}": jax.tree.map(lambda a, i=i: a[i], stacked)
+        for i in range(count)
+    }
 
 
-def _stack(node):
-    count = sum(1 for i in range(len(node)) if f"block{i + 1}" in node)
-    if count < MIN_SCANNED_STAGE:
-        return node
-    rest = [node[f"block{i}"] for i in range(2, count + 1)]
-    return {"block1": node["block1"], STACKED: jax.tree.map(lambda *a: jnp.stack(a), *rest)}
+def _stack(stage, keep_first):
+    if len(stage) < MIN_SCANNED_STAGE:
+        return stage
+    names = [f"block{i + 1}" for i in range(len(stage))]
+    first = {"block1": stage["block1"]} if keep_first else {}
+    rest = [stage[name] for name in names[len(first) :]]
+    return first | {STACKED: jax.tree.map(lambda *a: jnp.stack(a), *rest)}

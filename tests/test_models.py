@@ -244,7 +244,7 @@ def test_segments_grow_with_the_root_of_the_depth():
 def test_scanned_blocks_start_differently():
     variables = small(depth=32, scan_blocks=True).init(KEY, images(), train=False)
     kernel = variables["params"]["stage1"]["blocks"]["conv1"]["kernel"]
-    assert kernel.shape == (4, 3, 3, 4, 4)
+    assert kernel.shape == (5, 3, 3, 4, 4)
     assert not np.allclose(kernel[0], kernel[1])
     std = np.std(np.asarray(kernel))
     assert 0.8 < std / math.sqrt(2 / (9 * 4)) < 1.2  # He, fan out
