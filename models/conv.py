@@ -142,13 +142,13 @@ def _conv_backward(strides, dilation, residuals, dy):
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _xla_conv(x, kernel, strides, dilation):
+def _xla_conv(x, kernel, strides, dilation, rows_below=0):
     padding = dilation * (kernel.shape[0] // 2)
     return lax.conv_general_dilated(
         x,
         kernel,
         (strides, strides),
-        [(padding, padding)] * 2,
+        [(padding, padding + rows_below), (padding, padding)],
         rhs_dilation=(dilation, dilation),
         dimension_numbers=DIMENSION_NUMBERS,
     )
@@ -175,16 +175,8 @@ def _conv_on_all_cores(x, kernel, dilation):
     """
     if max(kernel.shape[2:]) <= 16:  # YNNPACK refuses these, too
         return _xla_conv(x, kernel, 1, dilation)
-    padding = dilation * (kernel.shape[0] // 2)
-    y = lax.conv_general_dilated(
-        x,
-        kernel,
-        (1, 1),
-        [(padding, padding + 1), (padding, padding)],
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=DIMENSION_NUMBERS,
-    )
-    # Materialised: a cut fused into what follows keeps XLA from vectorising that.
+    y = _xla_conv(x, kernel, 1, dilation, rows_below=1)
+    # Else XLA moves the cut into what follows, and some of that is then not vectorised.
     return lax.optimization_barrier(y[:, :-1])
 
 

@@ -53,15 +53,15 @@ def _affine(x, mean, factor, bias, dtype):
     return y.astype(dtype)
 
 
-def _sums(axis, *arrays):
-    """Each array's sum over all axes but the last, over the devices of `axis` if there is one."""
-    sums = jnp.stack([a.sum((0, 1, 2)) for a in arrays])
-    return lax.psum(sums, axis) if axis else sums
+def _sums(*arrays):
+    """Each array's sum over all axes but the last: `[arrays, channels]`."""
+    return jnp.stack([a.sum((0, 1, 2)) for a in arrays])
 
 
-def _count(x, axis):
+def _means(sums, x, axis):
+    """`_sums` over arrays like x as means, over the devices of `axis` if there is one."""
     positions = x.size // x.shape[-1]
-    return positions * lax.axis_size(axis) if axis else positions
+    return lax.psum(sums, axis) / (positions * lax.axis_size(axis)) if axis else sums / positions
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -72,7 +72,7 @@ def _normalize(x, scale, bias, epsilon, axis, dtype):
 
 def _normalize_forward(x, scale, bias, epsilon, axis, dtype):
     exact = x.astype(jnp.float32)
-    mean, mean_square = _sums(axis, exact, jnp.square(exact)) / _count(x, axis)
+    mean, mean_square = _means(_sums(exact, jnp.square(exact)), x, axis)
     # In one pass over x, at the price of a difference that rounding may take below zero.
     var = jnp.maximum(mean_square - jnp.square(mean), 0)
     inverse = lax.rsqrt(var + epsilon)
@@ -87,8 +87,8 @@ def _normalize_backward(epsilon, axis, dtype, residuals, cotangents):
     x = lax.optimization_barrier(x)
     dy = cotangents[0].astype(jnp.float32)
     centred = x.astype(jnp.float32) - _per_channel(mean)
-    local = _sums(None, dy, dy * centred)
-    dy_mean, covariance = (lax.psum(local, axis) if axis else local) / _count(x, axis)
+    local = _sums(dy, dy * centred)
+    dy_mean, covariance = _means(local, x, axis)
     slope = jnp.square(inverse) * covariance
     # In this order XLA:CPU computes dx once: a function of one array it would compute again in each
     # consumer, and the centred x would be kept for a second use.

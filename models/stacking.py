@@ -26,7 +26,7 @@ def stack_blocks(tree):
     unequal = {
         path[-1]
         for path, node in jax.tree.leaves_with_path(tree, is_leaf=_is_stage)
-        if _is_stage(node) and jax.tree.map(jnp.shape, node["block1"]) != _second(node)
+        if _is_stage(node) and _shapes(node, "block1") != _shapes(node, "block2")
     }
     return jax.tree.map_with_path(
         lambda path, node: _stack(node, path[-1] in unequal) if _is_stage(node) else node,
@@ -39,8 +39,8 @@ def _is_stage(node):
     return isinstance(node, dict) and ("block1" in node or STACKED in node)
 
 
-def _second(stage):
-    return jax.tree.map(jnp.shape, stage.get("block2"))
+def _shapes(stage, block):
+    return jax.tree.map(jnp.shape, stage.get(block))
 
 
 def _unstack(stage):

@@ -246,6 +246,9 @@ def test_scanned_blocks_start_differently():
     kernel = variables["params"]["stage1"]["blocks"]["conv1"]["kernel"]
     assert kernel.shape == (5, 3, 3, 4, 4)
     assert not np.allclose(kernel[0], kernel[1])
+    assert jax.tree.map(jnp.shape, stacking.stack_blocks(variables)) == jax.tree.map(
+        jnp.shape, variables
+    )
     std = np.std(np.asarray(kernel))
     assert 0.8 < std / math.sqrt(2 / (9 * 4)) < 1.2  # He, fan out
 
