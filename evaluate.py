@@ -21,14 +21,12 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-import precise_bn
-import protocols
-import restored
 from data import transforms
 from data.decode import DecodeError, decode, image_size
 from errors import UserError
 from input_pipeline import DATA_AXIS, Feed, make_mesh, open_data
-from models import pretrained
+from testing import opened_run, precise_bn, protocols
+from weights import door as pretrained
 
 LOG = logging.getLogger("residual")
 RESULT_FILE = "evaluation.json"
@@ -161,13 +159,13 @@ def run(config, workdir, mesh=None, weight_file=False):
     _validate(config)
     if weight_file:
         config = pretrained.adopted(config)
-    members = [restored.load(folder) for folder in config.eval.ensemble]
+    members = [opened_run.load(folder) for folder in config.eval.ensemble]
     if weight_file:
         config = _evaluation_config(config, config, mesh)
         data = open_data(config, mesh)
-        members = [restored.from_weight_file(config, data.facts), *members]
+        members = [opened_run.from_weight_file(config, data.facts), *members]
     else:
-        members = [restored.load(workdir), *members]
+        members = [opened_run.load(workdir), *members]
         config = _evaluation_config(config, members[0].config, mesh)
         data = open_data(config, mesh)
     for member in members:

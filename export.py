@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import restored
 from errors import UserError
-from models.torch_weights import to_torch
-from models.weight_files import write_safetensors
+from testing import opened_run
+from weights.files import write_safetensors
+from weights.torchvision import to_torch
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
 FORMAT_VERSION = 1  # of the names and meanings of inputs, outputs and the .json
@@ -44,7 +44,7 @@ def to_stablehlo(network):
     """Serializes `images → {'logits', 'probabilities'}` for any batch size.
 
     Args:
-      network: a `restored.Restored`.
+      network: a `opened_run.Restored`.
 
     Returns:
       bytes, for `jax.export.deserialize`.
@@ -85,7 +85,7 @@ def export(network, kind, path):
     """Writes the network to `path` and its description to `path` + '.json'.
 
     Args:
-      network: a `restored.Restored`.
+      network: a `opened_run.Restored`.
       kind: one of `FORMATS`.
       path: file to write; it appears complete or not at all.
 
@@ -129,7 +129,7 @@ def main(argv):
     path = flags.output or Path(flags.workdir) / "export" / f"model.{flags.format}"
     if flags.format == "onnx":
         raise UserError(NO_ONNX)
-    export(restored.load(flags.workdir, which=flags.which), flags.format, path)
+    export(opened_run.load(flags.workdir, which=flags.which), flags.format, path)
     print(f"{path}: {os.path.getsize(path):,} bytes; description in {path}.json")
 
 

@@ -249,9 +249,9 @@ def open_data(config, mesh) -> Any:
     check_batch_size("batch_size", config.batch_size, devices, config.optim.accumulate_steps)
     check_batch_size("eval.batch_size", config.eval.batch_size, devices)
     if config.data.resident:
-        from input_resident import Resident
+        from data.small_sets import Resident
 
         return Resident(config, mesh)
-    from input_streamed import Streamed  # the decoders' imports are slow, so only when used
+    from data.streamed import Streamed  # the decoders' imports are slow, so only when used
 
     return Streamed(config, mesh)

@@ -76,7 +76,7 @@ def main(argv):
     workdir = _WORKDIR.value or default_workdir(_config_name(sys.argv), config)
     _set_up_jax()
 
-    import processes
+    from run import processes
 
     with processes.ended_by_errors():
         _run_mode(config, workdir)
@@ -99,8 +99,7 @@ def _run_mode(config, workdir):
 def _set_up_jax():
     import jax
 
-    import allocator
-    import processes
+    from run import allocator, processes
 
     allocator.keep_freed_memory()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -21,12 +21,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-import restored
 from data import device_transforms, transforms
 from data.class_names import readable
 from data.decode import DecodeError, decode
 from errors import UserError
 from models.activation_map import class_activation_map
+from testing import opened_run
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 OVERLAY_SIDE = 224  # shorter side of an overlay; smaller images are enlarged to it
@@ -94,7 +94,7 @@ def predict(network, paths, *, top_k=5, batch_size=32, with_maps=False):
     """Classifies image files, batch by batch.
 
     Args:
-      network: a `restored.Restored`.
+      network: a `opened_run.Restored`.
       paths: files.
       top_k: classes per image; all when there are fewer.
       batch_size: images computed at once.
@@ -229,7 +229,7 @@ def main(argv):
     """Runs the command; returns whether every image could be read."""
     flags = _parser().parse_args(argv)
     paths = find_images(flags.images)
-    network = restored.load(flags.workdir, which=flags.which)
+    network = opened_run.load(flags.workdir, which=flags.which)
     label_names, names = network.facts.label_names, readable(network.facts.label_names)
     cam_dir = Path(flags.cam_dir or Path(flags.workdir) / "cam")
     found, failed = [], 0

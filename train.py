@@ -14,14 +14,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import evaluate
 import input_pipeline
 import models
-import run_log
-import train_step
-import workdirs
-from checkpoint import Checkpoints, to_host
 from configs import common
 from errors import UserError
-from models import pretrained, stacking
-from processes import Interrupted, Signals, Stop, failures_named
+from models import scanned as stacking
+from run import logs
+from run.checkpoint import Checkpoints, to_host
+from run.processes import Interrupted, Signals, Stop, failures_named
+from run.workdir import claim, saved_config
+from training import step as train_step
+from weights import door as pretrained
 
 LOG = logging.getLogger("residual")
 MAX_SKIPS = 20  # steps with a NaN in a row that end a run although it may skip them
@@ -47,9 +48,9 @@ def train(config, workdir, mesh=None):
     validate(config)
     mesh = mesh or input_pipeline.make_mesh()
     if config.init_from:
-        config = pretrained.adopted(config, workdirs.saved_config(workdir))
-    workdirs.claim(config, workdir)
-    done = run_log.final_line(workdir)
+        config = pretrained.adopted(config, saved_config(workdir))
+    claim(config, workdir)
+    done = logs.final_line(workdir)
     if done:
         LOG.info("%s is finished; nothing to do.", workdir)
         _plot(workdir)
@@ -66,7 +67,7 @@ def train(config, workdir, mesh=None):
         first = jax.process_index() == 0
         if first:
             data.facts.save(workdir)
-        log = run_log.RunLog(workdir, step, tensorboard=config.tensorboard, write=first)
+        log = logs.RunLog(workdir, step, tensorboard=config.tensorboard, write=first)
         stack.callback(log.close)
         _warn_of_devices(config, log.devices_before, mesh.size)
         signals = stack.enter_context(Signals(nothing_to_lose=jax.process_count() == 1))
@@ -88,11 +89,11 @@ def _warn_of_devices(config, before, now):
 
 
 def _plot(workdir):
-    if jax.process_index() == 0 and not (workdir / run_log.CURVES).exists():
+    if jax.process_index() == 0 and not (workdir / logs.CURVES).exists():
         try:
-            run_log.plot_curves(workdir)
+            logs.plot_curves(workdir)
         except OSError as error:
-            raise UserError(f"{workdir / run_log.CURVES}: cannot be written ({error}).") from error
+            raise UserError(f"{workdir / logs.CURVES}: cannot be written ({error}).") from error
 
 
 def validate(config):
@@ -164,7 +165,7 @@ class _Loop:
         if self._validates(step) and not validated:  # stopped in the middle of it
             self._events(step, state)
         in_flight = collections.deque()
-        clock = run_log.Clock(config.batch_size, feed)
+        clock = logs.Clock(config.batch_size, feed)
         # Not tqdm's own way: it shows nothing on a terminal without a size (docker -t, script).
         columns, rows = shutil.get_terminal_size()
         bar = tqdm(

@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import restored
 from errors import UserError
 from input_pipeline import make_mesh, open_data
+from testing import opened_run
 
 SPLITS = ("test", "validation", "train")
 
@@ -50,12 +50,12 @@ def run(main, argv=None):
 
 
 def open_workdir(args):
-    """The `restored.Restored` of `--workdir` and the folder for results.
+    """The `opened_run.Restored` of `--workdir` and the folder for results.
 
     Raises:
       UserError: there is no finished checkpoint.
     """
-    network = restored.load(args.workdir, which=args.which)
+    network = opened_run.load(args.workdir, which=args.which)
     return network, Path(args.out) if args.out else Path(args.workdir) / "analysis"
 
 

@@ -62,7 +62,7 @@ def measure(network, images, shifts):
     """Changes of every endpoint at every shift, means over both directions.
 
     Args:
-      network: a `restored.Restored`.
+      network: a `opened_run.Restored`.
       images: uint8 `[number, height, width, channels]`.
       shifts: pixels, each below the image's sides.
 

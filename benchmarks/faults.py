@@ -26,9 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 from tqdm import tqdm  # noqa: E402
 
-import processes  # noqa: E402
-import run_log  # noqa: E402
-from checkpoint import UNFINISHED, Checkpoints  # noqa: E402
+from run import logs, processes  # noqa: E402
+from run.checkpoint import UNFINISHED, Checkpoints  # noqa: E402
 
 POLL_S = 0.002
 FAILURES = ("lost", "unreadable", "different", "different from 1 × 2", "cause not named")
@@ -90,7 +89,7 @@ class Run:
 
 def last_step(workdir):
     """The last step in metrics.jsonl, or 0."""
-    lines = run_log.read_lines(Path(workdir) / run_log.METRICS)
+    lines = logs.read_lines(Path(workdir) / logs.METRICS)
     return lines[-1]["step"] if lines else 0
 
 
@@ -102,7 +101,7 @@ def last_state(workdir):
 
 def differences(workdir, reference):
     """What differs between two finished runs, as a list of names; empty when all bits are equal."""
-    metrics = [(Path(w) / run_log.METRICS).read_bytes() for w in (workdir, reference)]
+    metrics = [(Path(w) / logs.METRICS).read_bytes() for w in (workdir, reference)]
     found = ["metrics.jsonl"] if metrics[0] != metrics[1] else []
     (step_a, a), (step_b, b) = last_state(workdir), last_state(reference)
     if step_a != step_b or set(a) != set(b):
@@ -207,7 +206,7 @@ def _wait_for_moment(run, generator, startup, life):
 
 def _phase(workdir, committed_before, steps_before):
     before_the_first_step, training, saving, after_the_last_step = PHASES
-    if run_log.final_line(workdir):
+    if logs.final_line(workdir):
         return after_the_last_step
     if any((workdir / "checkpoints").glob(f"*{UNFINISHED}")):
         return saving

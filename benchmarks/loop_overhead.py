@@ -25,12 +25,12 @@ import jax
 
 import input_pipeline
 import models
-import run_log
 import train
-import train_step
 from benchmarks import reports
-from checkpoint import to_host
 from configs import digits
+from run import logs
+from run.checkpoint import to_host
+from training import step as train_step
 
 GOAL = 0.03
 
@@ -65,7 +65,7 @@ def real_loop(config, folder):
     """Seconds of all steps but the first `log_every` of a fresh run in `folder`."""
     with tempfile.TemporaryDirectory(dir=folder) as workdir, terminal():
         train.train(config, workdir)
-        lines = run_log.read_lines(Path(workdir, run_log.TIMING))
+        lines = logs.read_lines(Path(workdir, logs.TIMING))
     pairs = itertools.pairwise(lines)
     return sum(
         (now["step"] - before["step"]) * config.batch_size / now["images_per_second"]

@@ -7,8 +7,8 @@ import platform
 import sys
 from pathlib import Path
 
-import allocator
 from errors import UserError
+from run import allocator
 
 NOTES = "\n## What was tried"
 CPU_FACTS = Path("/proc/cpuinfo")

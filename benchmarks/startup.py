@@ -24,7 +24,7 @@ import jax
 
 from benchmarks import reports
 from configs import digits
-from data import resident
+from data import small_sets
 from errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +114,7 @@ def main(arguments):
     where = reports.environment(jax.devices()[0].device_kind)
     config = digits.get_config("")
     for split in (config.data.train_split, config.data.test_split):
-        resident.load(config.dataset, split)
+        small_sets.load(config.dataset, split)
     cold, warm = [], []
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(options.repetitions):

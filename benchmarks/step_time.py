@@ -30,7 +30,7 @@ from benchmarks.peers import PeerResNet
 from benchmarks.whole_step import Row, WholeStep, take_turns, timed
 from errors import UserError
 from models import blocks
-from models.conv import Conv
+from models.ops.conv import Conv
 from models.resnet import architecture
 
 RESULTS = Path(__file__).with_suffix(".json")

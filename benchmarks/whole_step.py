@@ -15,11 +15,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import models
-import train_step
 from configs import common
 from data.device_transforms import Normalization
 from errors import UserError
 from input_pipeline import DATA_AXIS, make_mesh, replicate
+from training import step as train_step
 
 IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
 

@@ -1,145 +1,130 @@
-"""Small data sets as whole uint8 arrays, read once through TFDS."""
+"""Small sets on the device: the compiled step draws its batch from (seed, step)."""
 
-import contextlib
-import fcntl
-import os
-import zipfile
-from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from data import index_cache
-from data.sources import DAMAGE, builder_errors
+from data import small_sets
 from errors import UserError
+from input_pipeline import (
+    DATA_AXIS,
+    ORDER,
+    Facts,
+    checked_validation_size,
+    data_key,
+    normalization_for,
+    padded_batches,
+    replicate,
+    split_of,
+)
 
-DIGITS = "digits"
-# TFDS's own builders; `prepare_data.py` prepares them without TensorFlow.
-PREPARED = ("cifar10", "cifar100", "fashion_mnist", "mnist")
-NAMES = (DIGITS, *PREPARED)
-CHUNK = 2_000  # records per bulk read
+KINDS = ("none", "pad_crop_flip", "random_resized_crop")
 
 
-class Images(NamedTuple):
-    """One split: uint8 `[number, height, width, channels]`, int32 `[number]`, class names."""
+class Order(NamedTuple):
+    """The permutation of one epoch, carried from step to step so that it is drawn once."""
 
-    images: np.ndarray
-    labels: np.ndarray
-    label_names: tuple[str, ...]
+    epoch: jax.Array
+    permutation: jax.Array
 
 
-def load(name, split, data_dir=""):
-    """Reads a split (TFDS syntax, such as 'train[:90%]') of `digits` or a prepared TFDS set.
+class Resident:
+    """A small set on the devices; `draw` runs inside the compiled step."""
 
-    Decoded arrays of whole splits are cached beside the records. `digits` is prepared on first use.
+    feed_spec = PartitionSpec()
 
-    Raises:
-      UserError: the set is unknown or has not been prepared (says in two lines how to), or there is
-        no such split.
-    """
-    import tensorflow_datasets as tfds  # seconds to import, so only when used
-
-    if name not in NAMES:
-        raise UserError(
-            f"dataset={name!r}: expected one of {', '.join(NAMES)} when data.resident=True; "
-            "tfds:NAME and folder:PATH need data.resident=False."
+    def __init__(self, config, mesh):
+        if config.augment.kind not in KINDS:
+            raise UserError(
+                f"augment.kind={config.augment.kind!r}: device-resident images take one of "
+                f"{KINDS}; other kinds need data.resident=False."
+            )
+        self._config = config
+        self._mesh = mesh
+        self._loaded = {}
+        train = self._split("train")
+        self.facts = Facts(
+            dataset=config.dataset,
+            label_names=train.label_names,
+            image_shape=train.images.shape[1:],
+            normalization=normalization_for(config, train.images),
+            num_train=len(train.images),
         )
-    with builder_errors(name, index_cache.data_directory(data_dir)):
-        builder = _digits(data_dir) if name == DIGITS else _prepared(tfds, name, data_dir)
-    label_names = tuple(builder.info.features["label"].names)
-    cache = Path(builder.data_path) / f"decoded-{split}.npz"
-    cached = _read_cache(cache)
-    if cached is None:
-        cached = _decode(tfds, builder, split)
-        _write_cache(cache, *cached)
-    return Images(*cached, label_names)
+        self.steps_per_epoch = len(train.images) // config.batch_size
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"batch_size={config.batch_size}: {config.dataset} has "
+                f"{len(train.images)} training images; choose at most that many."
+            )
+
+    def _split(self, split):
+        c = self._config
+        name, is_cut = split_of(c, split)
+        if name not in self._loaded:
+            self._loaded[name] = small_sets.load(c.dataset, name, c.data_dir)
+        images = self._loaded[name]
+        if not is_cut:
+            return images
+        number = len(images.images)
+        cut = number - checked_validation_size(c.data.validation_size, number)
+        part = slice(cut) if split == "train" else slice(cut, None)
+        return images._replace(images=images.images[part], labels=images.labels[part])
+
+    def feed(self, start_step):
+        """What every step needs: here the whole training set, replicated over the devices."""
+        del start_step
+        train = self._split("train")
+        return Constant(replicate({"image": train.images, "label": train.labels}, self._mesh))
+
+    def initial_order(self):
+        """The carry of `draw` before any epoch has been drawn."""
+        return Order(jnp.int32(-1), jnp.zeros(self.facts.num_train, jnp.int32))
+
+    def draw(self, order, step, arrays):
+        """This device's part of batch `step` (inside shard_map over `data`).
+
+        The last `num_train mod batch_size` images of an epoch's permutation are left out.
+
+        Returns:
+          `(order, batch)`.
+        """
+        size = self._config.batch_size
+        seed = self._config.seed
+        epoch, position = step // self.steps_per_epoch, step % self.steps_per_epoch
+
+        def permute():
+            key = jax.random.fold_in(jax.random.fold_in(data_key(seed), ORDER), epoch)
+            return Order(epoch, jax.random.permutation(key, self.facts.num_train).astype(jnp.int32))
+
+        order = jax.lax.cond(order.epoch == epoch, lambda: order, permute)
+        local = size // self._mesh.size
+        first = jax.lax.axis_index(DATA_AXIS) * local
+        index = jax.lax.dynamic_slice(order.permutation, (position * size + first,), (local,))
+        return order, {
+            "image": arrays["image"][index],
+            "label": arrays["label"][index],
+            "valid": jnp.ones(local, bool),
+        }
+
+    def evaluation(self, split):
+        """Host batches over a split, each image once, the last one padded."""
+        images = self._split(split)
+        return padded_batches(images.images, images.labels, self._config.eval.batch_size)
+
+    def split_size(self, split):
+        """Number of images in 'train', 'validation' or 'test'."""
+        return len(self._split(split).images)
 
 
-def _digits(data_dir):
-    from data.digits import Digits
+class Constant:
+    """A feed that is the same at every step and never waits."""
 
-    builder = Digits(data_dir=data_dir or None, file_format="array_record")
-    if not builder.info.splits:
-        with _lock(Path(builder.data_path).parent):
-            # Another process may have prepared it while this one waited for the lock.
-            builder = Digits(data_dir=data_dir or None, file_format="array_record")
-            if not builder.info.splits:
-                with _quiet_progress():
-                    builder.download_and_prepare()
-    return builder
+    wait_seconds = 0.0
 
+    def __init__(self, value):
+        self._value = value
 
-@contextlib.contextmanager
-def _quiet_progress():
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()  # half a second of work
-    try:
-        yield
-    finally:
-        tfds.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _lock(directory):
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _prepared(tfds, name, data_dir):
-    builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
-    if not builder.info.splits:
-        raise UserError(
-            f"data set {name!r} has not been prepared in {builder.data_path}; prepare it with\n"
-            f"    python prepare_data.py {name}" + (f" --data_dir={data_dir}" if data_dir else "")
-        )
-    return builder
-
-
-def _decode(tfds, builder, split):
-    try:
-        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    except (ValueError, KeyError) as error:
-        raise UserError(
-            f"split {split!r} of {builder.name}: not a split; there are "
-            f"{', '.join(builder.info.splits)} ({error})."
-        ) from error
-    images, labels = [], []
-    try:
-        for start in range(0, len(source), CHUNK):
-            for record in source.__getitems__(list(range(start, min(start + CHUNK, len(source))))):
-                image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), cv2.IMREAD_UNCHANGED)
-                if image is None:
-                    raise ValueError("it holds no image")
-                image = image[:, :, ::-1] if image.ndim == 3 else image[:, :, None]  # BGR → RGB
-                images.append(image)
-                labels.append(record["label"])
-    except (*DAMAGE, cv2.error) as error:
-        raise UserError(
-            f"{builder.data_path}: record {len(images)} of split {split!r}, or one of the "
-            f"{CHUNK} after it, is damaged ({error}); remove this directory and prepare it again."
-        ) from error
-    if not images:
-        raise UserError(f"split {split!r} of {builder.name} is empty.")
-    return np.stack(images), np.asarray(labels, np.int32)
-
-
-def _read_cache(path):
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["images"], arrays["labels"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # absent or damaged: it is only a copy
-
-
-def _write_cache(path, images, labels):
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as handle:
-            np.savez(handle, images=images, labels=labels)
-        temporary.replace(path)
-    except OSError:  # a read-only or full disk: decode again next time
-        temporary.unlink(missing_ok=True)
+    def __next__(self):
+        return self._value

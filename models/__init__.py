@@ -4,8 +4,8 @@ import dataclasses
 import math
 
 from errors import UserError
-from models.pretrained import load_weights
 from models.resnet import VARIANTS, ResNet, architecture
+from weights.door import load_weights
 
 __all__ = ["create", "load_weights"]
 

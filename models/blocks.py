@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from models.conv import Conv
-from models.norm import batch_norm, relu
+from models.ops.conv import Conv
+from models.ops.norm import batch_norm, relu
 
 SHORTCUT_DROPOUT = 0.5  # Identity Mappings, table 1, last row.
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from errors import UserError
 from models import blocks
-from models.conv import Conv
-from models.norm import batch_norm, relu
-from models.pool import max_pool_3x3
+from models.ops.conv import Conv
+from models.ops.norm import batch_norm, relu
+from models.ops.pool import max_pool_3x3
 
 
 class Architecture(NamedTuple):
@@ -100,7 +100,7 @@ class Stage(nn.Module):
 
     Parameters are one subtree per block (`block1`, `block2`, …). With `scan_blocks` the equal
     blocks, all or all but the first, run as one loop and lie stacked under `blocks`;
-    `models.stacking` converts between the two forms, and on disk there is only the first.
+    `models.scanned` converts between the two forms, and on disk there is only the first.
 
     Attributes:
       first, rest: make the first and the other blocks, given `name` or `parent`.

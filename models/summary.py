@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.conv import Conv
+from models.ops.conv import Conv
 
 COUNTED = (Conv, nn.Dense, nn.BatchNorm)
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import run_log
 import train
 from configs import cifar10, cifar100, common, digits, fashion_mnist
 from errors import UserError
 from paper import result
+from run import logs
 
 LOG = logging.getLogger("residual")
 
@@ -254,7 +254,7 @@ def _folder(dataset):
 
 def curves(workdir):
     """Error in % over steps of a run: `{'train': [[step, error], …], 'validation': …}`."""
-    lines = run_log.read_lines(Path(workdir) / run_log.METRICS)
+    lines = logs.read_lines(Path(workdir) / logs.METRICS)
     return {
         split: [
             [line["step"], round(100 * line["top1_error"], 4)]

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-import restored
 from data import device_transforms
 from errors import UserError
 from input_pipeline import make_mesh, open_data
-from models.conv import Conv
+from models.ops.conv import Conv
 from paper import degradation, experiment, plots, result
+from testing import opened_run
 
 TITLE = "Figure 7: standard deviations of layer responses"
 IMAGES = 1000
@@ -44,7 +44,7 @@ def responses(workdir, images=IMAGES):
     Raises:
       UserError: the network does not normalise after its convolutions.
     """
-    run = restored.load(workdir)
+    run = opened_run.load(workdir)
     if run.model.preactivation or run.model.variant in ("bn_after_addition",):
         raise UserError(
             f"{workdir}: this network has no BN between its convolutions and the addition; "

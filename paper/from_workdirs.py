@@ -5,15 +5,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 import evaluate
-import restored
 from configs import workdir as workdir_config
 from paper import experiment, result
+from testing import opened_run
 
 PAPER_SCALES = (224, 256, 384, 480, 640)
 
 
 def parser(name, description):
-    """Options of a command that tests existing workdirs."""
+    """Options of a command that tests existing workdir."""
     p = experiment.Parser(name, description)
     p.add_argument("--workdirs", nargs="+", required=True, help="folders of finished runs")
     p.add_argument("--protocol", default="multiscale", choices=("center", "10crop", "multiscale"))
@@ -75,7 +75,7 @@ def tested(config, workdir, known=()):
       workdir: the folder, and with `config.eval.ensemble` those tested with it.
       known: results of earlier tests.
     """
-    members = [restored.load(folder) for folder in (workdir, *config.eval.ensemble)]
+    members = [opened_run.load(folder) for folder in (workdir, *config.eval.ensemble)]
     question = evaluate.question(config, members)
     last = result.read(workdir, Path(evaluate.RESULT_FILE).stem)
     for one in (*known, *([last] if last else [])):

@@ -1,4 +1,4 @@
-"""Table 4: best single models, multi-scale fully convolutional testing, from given workdirs.
+"""Table 4: best single models, multi-scale fully convolutional testing, from given workdir.
 
 python -m paper.table4 --workdirs runs/resnet50 runs/resnet101 runs/resnet152
 

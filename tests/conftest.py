@@ -16,7 +16,7 @@ import jax
 import pytest
 from absl import flags
 
-from tests import fuzzing
+from tests.support import fuzzing
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -8,39 +8,31 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "errors": set(),
-    "allocator": set(),
-    "run_log": set(),
-    "processes": set(),
-    "workdirs": {"configs", "checkpoint", "run_log"},
-    "optim": set(),
-    "checkpoint": {"processes"},
-    "configs": {"configs"},
-    "models": {"models"},
-    "data": {"data"},
-    "input_pipeline": {"data", "input_resident", "input_streamed"},
-    "input_resident": {"data", "input_pipeline"},
-    "input_streamed": {"data", "input_pipeline", "processes"},
-    "train_step": {"input_pipeline", "data", "optim"},
-    "restored": {"models", "checkpoint", "configs", "data", "input_pipeline"},
-    "protocols": {"data"},
-    "precise_bn": {"models", "checkpoint", "data", "input_pipeline"},
-    "evaluate": {"input_pipeline", "models", "data", "restored", "protocols", "precise_bn"},
-    "train": {
-        *("input_pipeline", "models", "optim", "checkpoint", "evaluate"),
-        *("train_step", "run_log", "processes", "workdirs", "configs"),
-    },
-    "predict": {"models", "data", "restored"},
-    "export": {"models", "restored"},
-    "prepare_data": {"data"},
-    "main": {"train", "evaluate", "configs", "input_pipeline", "models", "processes", "allocator"},
-    "analysis": {"models", "data", "restored", "predict", "input_pipeline", "evaluate"},
+    "configs": set(),
+    "models": set(),
+    "data": set(),
+    "run": set(),
+    "weights": {"models"},
+    "training": {"models", "data"},
+    "testing": {"models", "data", "weights", "run"},
+    "input_pipeline": {"data", "run"},
+    "evaluate": {"input_pipeline", "models", "data", "run", "testing", "training", "weights"},
+    "train": {"configs", "data", "evaluate", "input_pipeline", "models", "run", "training", "weights"},
+    "predict": {"models", "data", "run", "testing"},
+    "export": {"models", "run", "testing", "weights"},
+    "prepare_data": {"data", "run"},
+    "main": {"configs", "data", "evaluate", "input_pipeline", "models", "run", "train", "training"},
+    "analysis": {"models", "data", "predict", "input_pipeline", "evaluate", "run", "testing"},
     "paper": None,  # programs over everything; nothing imports them back
     "benchmarks": None,
 }
 HEAVY = {"jax", "flax", "tensorflow", "torch", "tensorflow_datasets"}
 
 
-FOLDERS = ("configs", "models", "data", "paper", "analysis", "benchmarks")
+FOLDERS = (
+    *("configs", "models", "weights", "training", "testing", "data", "run"),
+    *("paper", "analysis", "benchmarks"),
+)
 MODULES = [(path.stem, path) for path in sorted(ROOT.glob("*.py"))] + [
     (folder, path) for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))
 ]

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 import evaluate
-import precise_bn
-import restored
 import train
 from configs import digits
 from errors import UserError
+from testing import opened_run, precise_bn
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def workdir(tmp_path_factory, data_dir):
 
 
 def evaluated(workdir, **fields):
-    config = restored.load(workdir).config
+    config = opened_run.load(workdir).config
     config.eval.update(fields)
     return evaluate.run(config, workdir)
 
@@ -99,7 +98,7 @@ def test_no_finished_checkpoint(workdir, tmp_path):
 
 
 def evaluated_from(folder, workdir, **fields):
-    config = restored.load(workdir).config
+    config = opened_run.load(workdir).config
     config.eval.update(fields)
     return evaluate.run(config, folder)
 

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from untrained import make_workdir
 
 import export
 import models
-import restored
 from data import device_transforms
 from errors import UserError
-from models.pretrained import conventions
+from testing import opened_run
+from tests.support.untrained import make_workdir
+from weights.door import conventions
 
 ROOT = Path(__file__).parent.parent
 ALONE = """
@@ -43,7 +43,7 @@ def network(tmp_path_factory, data_dir):
     config = digits.get_config("resnet8,paper")
     config.data_dir = data_dir
     config.model.width = 4
-    return restored.load(make_workdir(config, tmp_path_factory.mktemp("export") / "run"))
+    return opened_run.load(make_workdir(config, tmp_path_factory.mktemp("export") / "run"))
 
 
 @pytest.fixture(scope="module")

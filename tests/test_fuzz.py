@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 import main
 import models
-import optim
 import train
 from configs import common
 from errors import UserError
-from tests.fuzzing import CASES, counted_cases, fuzz  # noqa: F401 — a fixture
+from tests.support.fuzzing import CASES, counted_cases, fuzz  # noqa: F401 — a fixture
+from training import optim
 
 pytestmark = pytest.mark.usefixtures("counted_cases")
 

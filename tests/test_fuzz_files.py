@@ -9,10 +9,8 @@ import pytest
 from hypothesis import assume
 from hypothesis import strategies as st
 from PIL import Image
-from untrained import make_workdir
 
 import predict
-import restored
 from configs import common
 from configs import workdir as workdir_config
 from data import stream, transforms
@@ -20,8 +18,10 @@ from data.decode import DecodeError, decode, image_size
 from data.sources import open_source
 from errors import UserError
 from input_pipeline import Facts
-from models.weight_files import read_safetensors, read_torch
-from tests.fuzzing import counted_cases, fuzz  # noqa: F401 — a fixture
+from testing import opened_run
+from tests.support.fuzzing import counted_cases, fuzz  # noqa: F401 — a fixture
+from tests.support.untrained import make_workdir
+from weights.files import read_safetensors, read_torch
 
 pytestmark = pytest.mark.usefixtures("counted_cases")
 MAX_PIXELS = 2**20  # of a decoded image here, so that a damaged header costs little
@@ -147,7 +147,7 @@ def network(data_dir, tmp_path_factory):
     config = common.digits("resnet8,paper")
     config.data_dir = data_dir
     config.model.width = 4
-    return restored.load(make_workdir(config, tmp_path_factory.mktemp("untrained")))
+    return opened_run.load(make_workdir(config, tmp_path_factory.mktemp("untrained")))
 
 
 @st.composite

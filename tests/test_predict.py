@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from untrained import make_workdir
 
 import predict
-import restored
-from data import device_transforms, resident
+from data import device_transforms, small_sets
 from errors import UserError
 from models.activation_map import class_activation_map
+from testing import opened_run
+from tests.support.untrained import make_workdir
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory, data_dir):
     config.data_dir = data_dir
     config.model.width = 4
     workdir = make_workdir(config, tmp_path_factory.mktemp("predict") / "run")
-    images = resident.load("digits", config.data.test_split, data_dir).images[:7]
+    images = small_sets.load("digits", config.data.test_split, data_dir).images[:7]
     folder = workdir.parent / "images"
     (folder / "below").mkdir(parents=True)
     for i, image in enumerate(images):
@@ -46,7 +46,7 @@ def logits_of(network, images):
 
 def test_files_give_the_probabilities_of_their_pixels(run):
     workdir, folder, images = run
-    network = restored.load(workdir)
+    network = opened_run.load(workdir)
     paths = predict.find_images([folder])
     order = [int(path.stem[-1]) for path in paths]
     found = list(predict.predict(network, paths, top_k=3, batch_size=4, with_maps=True))
@@ -75,7 +75,7 @@ def test_folders_are_searched_and_empty_ones_named(run, tmp_path):
 
 def test_large_images_get_the_testing_protocol(run):
     """Streamed networks: shorter side to eval.resize, then the central crop."""
-    config = restored.load(run[0]).config
+    config = opened_run.load(run[0]).config
     config.data.resident = False
     config.eval.resize = 20
     pixels = np.random.RandomState(0).randint(0, 255, (40, 60, 3), np.uint8)

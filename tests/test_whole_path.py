@@ -5,13 +5,13 @@ The same photographs as array_record, as TFRecord and as a folder of files give 
 
 import json
 
-import ilsvrc
 import pytest
 
 import evaluate
-import run_log
 import train
 from configs import resnet50, workdir
+from run import logs
+from tests.support import ilsvrc
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def miniature(dataset, data_dir):
 
 
 def losses(workdir):
-    return [line["loss"] for line in run_log.read_lines(workdir / run_log.METRICS)]
+    return [line["loss"] for line in logs.read_lines(workdir / logs.METRICS)]
 
 
 def test_paper_recipe_from_records_is_bit_equal(datasets, tmp_path):
@@ -51,13 +51,13 @@ def test_paper_recipe_from_records_is_bit_equal(datasets, tmp_path):
         result = train.train(miniature(*datasets[form]), tmp_path / form)
         assert result["images"] == ilsvrc.VALIDATION
     assert losses(tmp_path / "array_record") == losses(tmp_path / "tfrecord")
-    timing = run_log.read_lines(tmp_path / "tfrecord" / run_log.TIMING)
+    timing = logs.read_lines(tmp_path / "tfrecord" / logs.TIMING)
     assert all(0 <= line["data_wait_fraction"] <= 1 for line in timing)
 
     evaluated = evaluate.run(
         workdir.get_config(str(tmp_path / "tfrecord")), str(tmp_path / "tfrecord")
     )
-    final = run_log.final_line(tmp_path / "tfrecord")
+    final = logs.final_line(tmp_path / "tfrecord")
     assert evaluated["loss"] == pytest.approx(final["loss"], rel=1e-5)
     assert json.loads((tmp_path / "tfrecord" / "evaluation.json").read_text())["images"] == 10
 

@@ -1,0 +1,345 @@
+"""Checkpoints that are either whole or not there.
+
+A step's folder holds the train state and, committed with it in one atomic rename, the CRC-32 of
+every array. A checkpoint counts as good only when all its arrays have been read back and match; an
+older one is deleted only after a newer one has passed that test. Of several processes the first
+alone touches the folder; what it reads goes to the others over the network.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from errors import UserError
+from run import processes
+
+LOG = logging.getLogger("residual")
+FOLDER = "checkpoints"
+VALIDATION_FILE = "validation_errors.json"
+LOCK_FILE = ".lock"
+UNFINISHED = ".orbax-checkpoint-tmp*"  # what a kill during a save leaves behind
+DELETING = "deleting-"  # and during a deletion
+
+
+def _without_closed_loops(previous):
+    """A hook for exceptions that nobody can catch, without those that follow a damaged file.
+
+    Orbax gives up a restore at the first error; what tensorstore's threads read after that finds
+    the event loop closed, and each prints a traceback.
+    """
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    return hook
+
+
+sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
+
+
+def committed_steps(directory):
+    """Steps of the checkpoints in a `<workdir>/checkpoints`, ascending; none without the folder."""
+    if not directory.is_dir():
+        return []
+    names = [path.name for path in directory.iterdir() if path.is_dir()]
+    return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
+
+
+def to_host(tree):
+    """NumPy copies of a tree of arrays that are whole on this process (replicated over devices)."""
+
+    def copy(x):
+        return np.asarray(x.addressable_data(0) if isinstance(x, jax.Array) else x)
+
+    return jax.tree.map(copy, tree)
+
+
+def flatten(tree):
+    """Leaves by dotted path, e.g. `params.stage1.block1.conv1.kernel`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def fill(template, arrays):
+    """A tree like `template` with the arrays of a checkpoint; ignores those it does not ask for.
+
+    Raises:
+      ValueError: naming what is missing or has another shape.
+    """
+    wanted = flatten(template)
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise ValueError(f"{len(missing)} arrays are missing, first {missing[0]}")
+    for name, leaf in wanted.items():
+        if arrays[name].shape != leaf.shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}, expected {leaf.shape}")
+    return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in wanted])
+
+
+def _digests(arrays):
+    """CRC-32 of every array's bytes, shape and type."""
+    return {
+        name: zlib.crc32(_bytes(array), zlib.crc32(f"{array.shape}{array.dtype}".encode()))
+        for name, array in arrays.items()
+    }
+
+
+def _bytes(array):
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. A writer holds the folder's lock until `close`.
+
+    Every process of a run makes the same calls.
+
+    Args:
+      workdir: folder of the run.
+      keep: newest checkpoints kept; the one with the least validation error is kept besides.
+      read_only: create, lock and change nothing.
+
+    Raises:
+      UserError: the folder cannot be written, or another run is writing to it.
+    """
+
+    def __init__(self, workdir, keep=3, read_only=False):
+        self._keep = keep
+        self._directory = (Path(workdir) / FOLDER).absolute()
+        self._verified = set()
+        self._written = None  # the step of the last save, until it has been read back
+        self._lock = None
+        if jax.process_index() > 0:
+            return
+        if not read_only:
+            self._lock = _locked(self._directory)
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix=FOLDER
+        )
+        handler = ocp.CompositeCheckpointHandler(
+            "state", "facts", composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+        )
+        self._orbax = ocp.AsyncCheckpointer(handler, multiprocessing_options=alone)
+
+    def steps(self):
+        """Committed steps, ascending; whether they are good is known only after reading them."""
+        return committed_steps(self._directory)
+
+    def save(self, step, tree, validation_error=None):
+        """Starts writing `tree` (any tree of arrays) as `step` and returns; see `wait`.
+
+        The previous save is completed and verified first, then what the policy no longer keeps is
+        deleted. Saving a step twice only records its validation error.
+        """
+        self.wait()
+        if jax.process_index() > 0:
+            return
+        with self._storage_errors():
+            if validation_error is not None:
+                self._record(step, validation_error)
+            if step in self.steps():
+                return
+            for leftover in self._directory.glob(f"{step}{UNFINISHED}"):
+                shutil.rmtree(leftover)
+            arrays = flatten(to_host(tree))
+            self._written = step
+            self._orbax.save(
+                self._directory / str(step),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    facts=ocp.args.JsonSave({"digests": _digests(arrays)}),
+                ),
+            )
+
+    def wait(self):
+        """Blocks until the last save is committed, reads it back and deletes what is too old.
+
+        Raises:
+          UserError: when it could not be written (full disk, no permission).
+        """
+        if self._written is None:
+            return
+        step, self._written = self._written, None
+        with self._storage_errors():
+            self._orbax.wait_until_finished()
+        try:
+            self._read(step)
+        except Exception as error:  # damage shows as almost any exception
+            LOG.warning(
+                "Checkpoint %d does not read back (%s); older ones are kept.", step, _line(error)
+            )
+            return
+        self._verified.add(step)
+        with self._storage_errors():
+            self._delete_old(step)
+
+    def restore(self, template, which="last"):
+        """Reads the newest good checkpoint, or the best one on validation data.
+
+        Damaged ones are passed over with a warning that names them; `set_aside` moves them.
+
+        Args:
+          template: tree of arrays or `jax.ShapeDtypeStruct` with the saved structure, or a part.
+          which: 'last' or 'best'.
+
+        Returns:
+          `(step, tree of NumPy arrays, validation error or None)`, or None when nothing was saved.
+
+        Raises:
+          UserError: checkpoints exist but none is good, or it is that of another network.
+        """
+        arrays, facts = processes.from_first(lambda: self.read(which))
+        if not arrays:
+            return None
+        step, error = facts
+        try:
+            return step, fill(template, arrays), error
+        except ValueError as problem:
+            raise UserError(
+                f"{self._directory / str(step)}: not a checkpoint of this network: {problem}. "
+                "Use the config it was trained with, or another --workdir."
+            ) from problem
+
+    def set_aside(self, newer_than):
+        """Renames damaged checkpoints newer than a step, so that the step can be saved again."""
+        if jax.process_index() > 0:
+            return
+        with self._storage_errors():
+            for step in [s for s in self.steps() if s > newer_than]:
+                number, target = 1, self._directory / f"damaged-{step}"
+                while target.exists():
+                    number += 1
+                    target = self._directory / f"damaged-{step}-{number}"
+                (self._directory / str(step)).rename(target)
+                LOG.warning("Moved the damaged checkpoint of step %d to %s.", step, target)
+
+    def close(self):
+        """Completes and verifies the last save; releases the lock."""
+        if jax.process_index() > 0:
+            return
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # a failed save has been reported by `wait`
+                self._orbax.close()
+            if self._lock:
+                self._lock.close()
+
+    def read(self, which="last"):
+        """As `restore`, without a template and on one process.
+
+        Returns:
+          `(arrays by dotted name, (step, validation error or None))`; `({}, None)` when nothing
+          was saved.
+        """
+        steps, errors = self.steps(), self._validation_errors()
+        if not steps:
+            return {}, None
+        if which == "best":
+            steps = [s for s in self._by_validation_error() if s in steps][::-1]
+        problems = []
+        for step in steps[::-1]:
+            try:
+                arrays = self._read(step)
+            except Exception as error:  # damage shows as almost any exception
+                problems.append(f"{self._directory / str(step)}: {_line(error)}")
+                LOG.warning("Checkpoint %s is damaged and passed over.", problems[-1])
+                continue
+            if problems:
+                LOG.warning("Using the checkpoint of step %d instead.", step)
+            self._verified.add(step)
+            return arrays, (step, errors.get(str(step)))
+        raise UserError(
+            f"no good checkpoint: {'; '.join(problems) or 'none has a validation error'}. "
+            f"To train again from the start, use another --workdir or remove {self._directory}."
+        )
+
+    def _read(self, step):
+        """The arrays of a checkpoint by name; raises unless every checksum matches."""
+        restored = self._orbax.restore(
+            self._directory / str(step),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()),
+        )
+        arrays = {name: np.asarray(array) for name, array in restored["state"].items()}
+        found, expected = _digests(arrays), restored["facts"]["digests"]
+        wrong = sorted(name for name in found | expected if found.get(name) != expected.get(name))
+        if wrong:
+            raise ValueError(f"{len(wrong)} arrays differ from their checksum, first {wrong[0]}")
+        return arrays
+
+    def _validation_errors(self):
+        """Validation error by step (a string, as JSON has it)."""
+        try:
+            errors = json.loads((self._directory / VALIDATION_FILE).read_text())
+            return {str(int(step)): float(error) for step, error in errors.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}  # absent, or damaged: then no checkpoint is the best
+
+    def _record(self, step, validation_error):
+        temporary = self._directory / f"{VALIDATION_FILE}.tmp"
+        temporary.write_text(json.dumps(self._validation_errors() | {str(step): validation_error}))
+        temporary.replace(self._directory / VALIDATION_FILE)
+
+    def _by_validation_error(self):
+        """Steps with a validation error, the best first and of equals the later."""
+        errors = self._validation_errors()
+        return sorted(map(int, errors), key=lambda step: (errors[str(step)], -step))
+
+    def _delete_old(self, newest):
+        """Deletes what the policy does not keep, now that `newest` has been read back."""
+        steps = [step for step in self.steps() if step <= newest]
+        best = [step for step in self._by_validation_error() if step in steps][:1]
+        for step in set(steps[: -self._keep]) - set(best):
+            # Renamed first, so that a kill while deleting leaves no half checkpoint.
+            (self._directory / str(step)).rename(self._directory / f"{DELETING}{step}")
+        for pattern in (f"{DELETING}*", f"*{UNFINISHED}"):
+            for leftover in self._directory.glob(pattern):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _storage_errors(self):
+        """Turns whatever orbax or tensorstore raise while writing into a UserError."""
+        try:
+            yield
+        except Exception as error:
+            last = f"step {max(self._verified)}" if self._verified else "none of this process"
+            raise UserError(
+                f"{self._directory}: the checkpoint could not be written ({_line(error)}); "
+                f"the last good one is {last}. Free space or choose another --workdir, then run "
+                "the same command again."
+            ) from error
+
+
+def _locked(directory):
+    """Creates the folder and takes its lock, which the system frees however the process ends."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = open(directory / LOCK_FILE, "a")  # noqa: SIM115 — closed in close()
+    except OSError as error:
+        raise UserError(
+            f"{directory}: cannot be written ({error}); choose a --workdir that can."
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        handle.close()
+        raise UserError(
+            f"{directory}: another process is training in this workdir; wait for it to end or "
+            "stop it, or use another --workdir."
+        ) from error
+    except OSError:  # a file system without locks
+        LOG.warning("%s: cannot be locked; do not train twice in one workdir.", directory)
+    return handle
+
+
+def _line(error):
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -1,0 +1,144 @@
+"""Exact ("precise") BN statistics: averages over training images instead of running averages.
+
+The authors' released models carry such averages, computed after training.
+"""
+
+import logging
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
+
+from data import device_transforms
+from errors import UserError
+from input_pipeline import DATA_AXIS
+from models.ops.norm import BN_MOMENTUM
+from run.checkpoint import fill, flatten, to_host
+
+LOG = logging.getLogger("residual")
+FILE = "precise_bn.npz"
+
+
+def apply(member, config, data, mesh):
+    """A `opened_run.Restored` whose `batch_stats` are precise ones.
+
+    They are read from the workdir when they were stored for the same step and number of batches;
+    else computed, and stored with `config.eval.store_precise_bn`.
+
+    Raises:
+      UserError: the network never updates its statistics, or the file cannot be written.
+    """
+    if member.model.frozen_bn:
+        raise UserError(
+            f"{member.workdir}: model.frozen_bn=True keeps its statistics; eval.precise_bn "
+            "cannot replace them."
+        )
+    batches = config.eval.precise_bn_batches
+    path = Path(member.workdir) / FILE
+    stats = _read(path, member, batches)
+    if stats is None:
+        stats = statistics(
+            member.model, member.variables, member.facts.normalization, data, batches, mesh
+        )
+        if config.eval.store_precise_bn and jax.process_index() == 0:
+            _write(path, stats, member.step, batches)
+    return member._replace(variables={**member.variables, "batch_stats": stats})
+
+
+def statistics(model, variables, normalization, data, batches, mesh):
+    """Mean and variance of every BN layer over `batches` training batches.
+
+    Each batch is normalised by its own statistics, as in training; a layer's mean is the mean over
+    batches (and devices), its variance that of all their images together: E[x²] − E[x]².
+
+    Args:
+      model, variables, normalization: the network.
+      data: what `input_pipeline.open_data` returns; the batches are those of training, without the
+        augmentation that happens on the device.
+      batches: number of batches of the training batch size.
+      mesh: the devices.
+
+    Returns:
+      `batch_stats` as NumPy arrays.
+    """
+    step = _moments(model, data, mesh)
+    feed, order = data.feed(0), jax.tree.map(np.asarray, data.initial_order())
+    sums = None
+    for i in tqdm(range(batches), desc="precise BN", unit="batch", disable=None):
+        order, moments = step(variables, normalization, order, i, next(feed))
+        sums = moments if sums is None else jax.tree.map(jnp.add, sums, moments)
+    means = to_host(jax.tree.map(lambda x: x / batches, sums))
+    return _map_layers(
+        lambda layer: {
+            "mean": layer["mean"],
+            "var": np.maximum(layer["var"] - np.square(layer["mean"]), 0),
+        },
+        means,
+    )
+
+
+def _moments(model, data, mesh):
+    """Compiled `(variables, …, batch) → (order, {mean: E[x], var: E[x²]} per layer)`."""
+    model = model.clone(sync_bn=False)
+
+    def moments(variables, normalization, order, step, feed):
+        order, batch = data.draw(order, step, feed)
+        images = device_transforms.normalize(batch["image"], *normalization)
+        zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+        _, updated = model.apply(
+            {"params": variables["params"], "batch_stats": zeros},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+        # From zero, one update leaves (1 − momentum) times the batch's own statistics.
+        stats = jax.tree.map(lambda x: x / (1 - BN_MOMENTUM), updated["batch_stats"])
+        both = _map_layers(
+            lambda layer: {"mean": layer["mean"], "var": layer["var"] + layer["mean"] ** 2}, stats
+        )
+        return order, jax.lax.pmean(both, DATA_AXIS)
+
+    return jax.jit(
+        jax.shard_map(
+            moments,
+            mesh=mesh,
+            in_specs=(P(), P(), P(), P(), data.feed_spec),
+            out_specs=P(),
+            check_vma=False,
+        )
+    )
+
+
+def _map_layers(convert, stats):
+    """Applies `convert` to every BN layer's `{'mean', 'var'}`."""
+    return jax.tree.map(
+        lambda layer: convert(layer),
+        stats,
+        is_leaf=lambda node: isinstance(node, dict) and "mean" in node,
+    )
+
+
+def _read(path, member, batches):
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if (int(arrays["step"]), int(arrays["batches"])) != (member.step, batches):
+                return None
+            return fill(member.variables["batch_stats"], dict(arrays))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _write(path, stats, step, batches):
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            np.savez(handle, step=step, batches=batches, **flatten(stats))
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}).") from error
+    LOG.info("Precise BN statistics of step %d are in %s.", step, path)

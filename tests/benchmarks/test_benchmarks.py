@@ -1,0 +1,219 @@
+"""The programs under `benchmarks/` at tiny scale: what they compute and write, not how fast."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import models
+from benchmarks import (
+    compile_time,
+    input_throughput,
+    loop_overhead,
+    memory,
+    reports,
+    scaling,
+    startup,
+    step_time,
+)
+from benchmarks.whole_step import Row, WholeStep
+from errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_report_keeps_what_people_wrote_below(tmp_path, capsys):
+    path = tmp_path / "x.md"
+    lines = reports.table(("a", "b"), [(1, "two")])
+    assert lines == ["| a | b |", "|---|---|", "| 1 | two |"]
+    path.write_text(f"old\n{reports.NOTES}\n\nby hand\n")
+    reports.write(path, "Title", "python -m x", lines)
+    text = path.read_text()
+    assert text.startswith("# Title\n\n    python -m x\n\n| a | b |")
+    assert text.endswith("## What was tried\n\nby hand\n") and "old" not in text
+    reports.write(path, "Title", "python -m x", lines)
+    assert path.read_text() == text
+    assert "| 1 | two |" in capsys.readouterr().out
+
+
+def test_an_environment_names_versions_and_load():
+    text = reports.environment()
+    assert f"jax {jax.__version__}" in text and "load average" in text and "cores of" in text
+
+
+def test_an_error_of_the_user_is_a_message(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["scaling", "--images_per_s", "resnet50:256"])
+    assert reports.run(scaling.main) == 1
+    assert "resnet50:256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["resnet20", "resnet20:x", "resnet20:1:float32:2"])
+def test_a_row_is_network_batch_dtype(text):
+    with pytest.raises(UserError, match="NETWORK:BATCH"):
+        Row.parse(text)
+    assert Row.parse("resnet20:8") == Row("resnet20", 8, "float32")
+    assert Row.parse("resnet20:8:bfloat16").recipe()[0].model.dtype == "bfloat16"
+    with pytest.raises(UserError, match="plain20"):
+        Row("plain20", 8).recipe()
+
+
+def test_operations_are_those_of_table_1():
+    config, size, classes = Row("resnet50", 2).recipe()
+    costs = step_time.layer_costs(models.create(config.model, classes), (2, size, size, 3))
+    assert sum(ops for ops, _ in costs) / 2 / 2 == pytest.approx(3.858e9, rel=0.01)
+    assert len(costs) == 54  # 53 convolutions and the head
+    # Two layers, three and two passes: bound by operations, by bytes.
+    operations, seconds = step_time.roofline(
+        [(100, 1), (10, 50)], peak=10, bandwidth=20, itemsize=4
+    )
+    assert operations == 2 * 100 + 3 * 10
+    assert seconds == pytest.approx(2 * 10 + 3 * 10)
+
+
+def test_step_time_writes_records_and_report(tmp_path):
+    results = tmp_path / "step_time.json"
+    arguments = ["--rows=resnet8:2", "--size=8", "--repetitions=1", f"--results={results}"]
+    step_time.main([*arguments, "--noscan"])
+    records = json.loads(results.read_text())
+    assert [r["contender"] for r in records] == [step_time.PEER, step_time.OURS]
+    assert records[0]["ratio_to_flax"] == 1
+    assert all(r["images_per_s"] > 0 and r["roofline"] > 0 for r in records)
+    report = results.with_suffix(".md").read_text()
+    assert "| resnet8, 2 × 8², float32 | this repository |" in report
+    assert "| resnet50, 256, bfloat16 | all, on a GPU | not run |" in report
+
+    other = records[0] | {"network": "resnet14"}
+    again = step_time.updated([*records, other], records[:1])
+    assert again == [other, records[0]]  # a row is replaced as a whole
+
+
+def test_compile_time_extrapolates_openly():
+    assert compile_time.extrapolated([20, 110, 218], [11, 56, 110], 1202) == pytest.approx(602)
+    measured = compile_time.measure(8, True, 1)
+    assert measured.trace > 0 and measured.compile > 0
+    times = {(depth, False): [compile_time.Seconds(1, depth / 2)] for depth in (20, 110, 218)}
+    times |= {(20, True): [compile_time.Seconds(1, 9)], (1202, True): [compile_time.Seconds(1, 10)]}
+    text = "\n".join(compile_time.report(times))
+    assert "| ResNet-1202 | unrolled | extrapolated from 20, 110, 218 |  |  | 602 | 54.7 |" in text
+    assert "| ResNet-1202 scanned / ResNet-20 unrolled | 1.000 | ≤ 1.5 |" in text
+    assert "| ResNet-1202 scanned / ResNet-20 scanned | 1.100 | ≤ 1.5 |" in text
+
+
+def test_the_largest_batch_is_where_the_line_ends():
+    line = memory.Line.through((4, 140), (8, 180))
+    assert line == memory.Line(fixed=100, per_image=10)
+    assert [line.largest_batch(limit) for limit in (90, 109, 110, 205)] == [0, 0, 1, 10]
+    assert memory.growth([(110, 2.0), (218, 2.5), (1202, 6.0)]) == (1202 / 110, 3.0)
+
+
+def test_memory_of_a_compiled_step_is_a_line_over_the_batch():
+    row, limit = Row("resnet8", 4), 100 * memory.MIB
+    policy = memory.measure(row, "none", limit)
+    assert policy.need.total > policy.need.temporary > 0
+    assert policy.batch > 8
+    assert 0.9 * limit < policy.verified <= limit
+    text = "\n".join(memory.memory_table({row: {"none": policy}}, limit))
+    assert (
+        f"| resnet8, batch 4, float32 | none | {policy.need.temporary / 2**20:,.0f} | 1.00 |"
+        in text
+    )
+
+
+def test_a_device_that_does_not_say_what_it_holds_is_asked_for():
+    with pytest.raises(UserError, match="--memory"):
+        memory.device_limit()
+
+
+def test_the_loop_and_the_bare_step_are_timed_on_a_terminal(data_dir, tmp_path):
+    config = loop_overhead.recipe("resnet8", steps=4, log_every=2, checkpoint_every=4)
+    config.data_dir, config.model.width, config.batch_size = data_dir, 4, 32
+    with loop_overhead.terminal():
+        assert sys.stderr.isatty()
+    assert loop_overhead.real_loop(config, tmp_path) > 0
+    assert loop_overhead.BareLoop(config)(2) > 0
+    text = "\n".join(loop_overhead.report(config, 4, [2.2, 1.0, 1.1], [2.0, 1.0, 1.0]))
+    assert "| median | 275.00 | 250.00 | +10.0% |" in text
+
+
+def test_moments_are_read_from_what_jax_and_the_loop_print(caplog):
+    @jax.jit
+    def compiled(x):
+        return x + 1
+
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        compiled(jnp.ones(3))
+    lines = [message.replace("compiled", "_initial") for message in caplog.messages]
+    lines += [*caplog.messages, "step 1/20: loss 2.3", "step 20/20: loss 1.0", "later"]
+    found = startup.moments(enumerate(lines))
+    assert list(found) == list(startup.MOMENTS)
+    assert sorted(found.values()) == list(found.values())
+    assert found[startup.LOSS] == len(lines) - 2
+    text = "\n".join(startup.report([found], [found]))
+    assert "| warm / cold, first loss | 1.00 | ≤ 0.5 |" in text
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("main", {"jax", "flax", "orbax"}),
+        ("main, train", set()),
+    ],
+)
+def test_imports_stay_lean(module, absent):
+    """Slow packages are imported where they are used, not when the program starts."""
+    absent |= {"tensorflow_datasets", "matplotlib", "tensorboardX", "grain", "sklearn", "pandas"}
+    code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not absent & set(done.stdout.split())
+
+
+def test_all_reduced_bytes_are_gradients_statistics_and_four_sums():
+    step = WholeStep.of(Row("resnet8", 2))
+    leaves = jax.tree.leaves((step.state.params, step.state.batch_stats))
+    expected = 4 * (sum(leaf.size for leaf in leaves) + 4)  # loss, errors, images, masked images
+    assert scaling.all_reduced_bytes(step.trace().jaxpr.jaxpr) == expected
+
+
+def test_scaling_tables():
+    assert scaling.sent_bytes(100, 1) == 0
+    assert scaling.sent_bytes(100, 4) == 150
+    ethernet, nvlink = scaling.LINKS[0], scaling.LINKS[-1]
+    assert scaling.communication_s(12.5e9, 2, ethernet) == 1
+    assert scaling.communication_s(12.5e9, 16, nvlink) is None
+    assert scaling.efficiency(3, 1) == 0.75
+    limit = scaling.fastest_device(1e8, ethernet, 32)
+    seconds = scaling.communication_s(1e8, 1024, ethernet)
+    assert scaling.efficiency(32 / limit, seconds) == pytest.approx(scaling.EFFICIENT)
+
+    rate = scaling.Rate.parse("resnet50:32:100", "a test")
+    text = "\n".join(scaling.report([rate], {"resnet50": 1e8, "resnet152": 2e8}, 500.0))
+    assert "| 1,024 | 32,768 | 200 | 320.0 | 15.98, 95.2% |" in text
+    assert "| 102,400 | 11,821 | 205 |" in text
+    assert "Measured: a test, given on the command line" in text
+    assert "## resnet152\n\nNot measured on any device here." in text
+    for bad in ("resnet50:32", "resnet50:0:5", "resnet50:32:0", "vgg:32:5"):
+        with pytest.raises(UserError, match=bad):
+            scaling.Rate.parse(bad, "a test")
+
+
+def test_rates_come_from_the_records_of_step_time():
+    record = {"network": "resnet50", "batch": 8, "dtype": "float32", "measured": "2026, cpu"}
+    records = [
+        {**record, "contender": step_time.OURS, "images_per_s": 2.0},
+        {**record, "contender": step_time.SCANNED, "images_per_s": 3.0},
+        {**record, "contender": step_time.PEER, "images_per_s": 9.0},
+        {**record, "contender": step_time.OURS, "network": "resnet20", "images_per_s": 9.0},
+    ]
+    (rate,) = scaling.measured_rates(records)
+    assert (rate.network, rate.batch, rate.images_per_s) == ("resnet50", 8, 3.0)
+    assert "2026, cpu" in rate.source
+    assert scaling.measured_rates([]) == []
+    assert scaling.decoded_per_core(input_throughput.REPORT.read_text()) > 0
+    assert scaling.decoded_per_core("nothing") is None

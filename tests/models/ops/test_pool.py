@@ -1,0 +1,66 @@
+"""The stem's maximum against Flax's `max_pool` and XLA's gradient of it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.ops.pool import max_pool_3x3
+
+SHAPES = [(2, 8, 9, 3), (1, 1, 1, 2), (2, 2, 3, 1), (1, 7, 7, 2), (2, 16, 5, 4)]
+
+
+def reference(x, padded=True):
+    padding = [(1, 1) if padded else (0, 1 - size % 2) for size in x.shape[1:3]]
+    return nn.max_pool(x, (3, 3), (2, 2), padding)
+
+
+def value_and_gradient(f, x, padded):
+    y, pull = jax.vjp(lambda x: f(x, padded), x)
+    dy = jax.random.normal(jax.random.key(1), y.shape).astype(y.dtype)
+    return y, pull(dy)[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_value_and_gradient_are_xlas_also_among_equal_entries(shape, padded, dtype):
+    if not padded and min(shape[1:3]) < 2:
+        shape = (shape[0], 2, 2, shape[3])  # Caffe's pooling of one pixel has no window
+    x = jax.nn.relu(jnp.round(jax.random.normal(jax.random.key(0), shape) * 2)).astype(dtype)
+    got, expected = (value_and_gradient(f, x, padded) for f in (max_pool_3x3, reference))
+    np.testing.assert_array_equal(got[0], expected[0])
+    assert got[1].dtype == x.dtype
+    tolerance = 1e-6 if dtype == "float32" else 2e-2  # up to four windows meet in an entry
+    np.testing.assert_allclose(
+        *(np.asarray(a[1], np.float32) for a in (got, expected)), rtol=tolerance, atol=tolerance
+    )
+
+
+def test_of_equal_entries_the_first_gets_the_gradient():
+    dx = jax.grad(lambda x: max_pool_3x3(x, padded=False).sum())(jnp.ones((1, 3, 3, 1)))
+    np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 0, 0], [0, 0, 0], [0, 0, 0]])
+
+
+def test_under_vmap_and_remat():
+    x = jax.random.normal(jax.random.key(0), (3, 2, 6, 7, 2))
+    found, expected = (
+        jax.vmap(jax.grad(lambda x, f=f: jnp.sin(f(x)).sum()))(x)
+        for f in (jax.checkpoint(max_pool_3x3), reference)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_gpu_and_tpu_get_xlas_own_gradient(platform):
+    x = jnp.ones((2, 8, 8, 3))
+
+    def operations(f):
+        run = jax.jit(lambda x: value_and_gradient(f, x, True)).trace(x)
+        text = run.lower(lowering_platforms=(platform,)).as_text()
+        names = ("reduce_window", "select_and_scatter", "pad", "slice", "select")
+        return {name: text.count(f"stablehlo.{name}") for name in names}
+
+    assert operations(max_pool_3x3) == operations(reference)
+    assert operations(reference)["select_and_scatter"] > 0

@@ -1,0 +1,343 @@
+"""The paper's tables and figures as commands, at tiny scale."""
+
+import importlib
+import json
+import re
+import types
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+import models
+import train
+from configs import common
+from data import device_transforms
+from errors import UserError
+from input_pipeline import make_mesh, open_data
+from paper import (
+    degradation,
+    experiment,
+    figure1,
+    figure7,
+    from_workdirs,
+    identity_mappings,
+    numbers,
+    report,
+    result,
+    table1,
+    table3,
+    table4,
+    table5,
+    table6,
+)
+from testing import opened_run
+
+COMMANDS = [
+    *("figure1", "figure4", "figure6", "figure7", "identity_mappings", "report"),
+    *("table1", "table2", "table3", "table4", "table5", "table6"),
+]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(f"paper.{name}").main(["--help"])
+    assert stopped.value.code == 0
+    assert f"python -m paper.{name}" in capsys.readouterr().out
+
+
+def options(**fields):
+    p = experiment.parser("test", "", depths=[8])
+    args = p.parse_args([])
+    return types.SimpleNamespace(**vars(args) | fields)
+
+
+def test_a_scaled_schedule_keeps_its_shape_and_says_so():
+    entry = experiment.Entry("resnet20", "resnet20")
+    config, notes = experiment.configure(options(steps=640), entry, seed=3)
+    assert (config.num_steps, config.optim.boundaries, config.seed) == (640, (320, 480), 3)
+    assert any("640 steps of 128 instead of 64000 of 128" in note for note in notes)
+    config, _ = experiment.configure(options(scale=0.5), entry, seed=0)
+    assert (config.num_steps, config.optim.boundaries) == (32_000, (16_000, 24_000))
+    config, notes = experiment.configure(options(), entry, seed=0)
+    assert config.num_steps == 64_000
+    assert not any("steps" in note for note in notes)
+
+
+def test_length_must_be_positive():
+    with pytest.raises(UserError, match="--steps, --scale"):
+        experiment.configure(options(steps=0), experiment.Entry("a", "resnet20"), seed=0)
+
+
+def test_a_folder_takes_either_kind_of_network():
+    args = options(dataset="folder:x", networks="imagenet", image_size=64, steps=60)
+    config, notes = experiment.configure(args, experiment.Entry("plain18", "plain18"), seed=0)
+    assert (config.model.stem, config.model.residual, config.data.image_size) == (
+        "imagenet",
+        False,
+        64,
+    )
+    assert (config.augment.resize_min, config.augment.resize_max) == (73, 137)
+    assert "folder:x instead of tfds:imagenet2012" in notes
+    assert (config.data.validation_split, config.data.validation_size) == ("val", 0)
+    config, _ = experiment.recipe("digits", "plain18", "imagenet")
+    assert (config.dataset, config.data.resident, config.data.test_split) == (
+        "digits",
+        False,
+        "test",
+    )
+    held_out = options(dataset="folder:x", networks="imagenet", validation_size=5)
+    config, _ = experiment.configure(held_out, experiment.Entry("plain18", "plain18"), seed=0)
+    assert (config.data.validation_split, config.data.validation_size) == ("", 5)
+    args = options(dataset="folder:x", steps=60)
+    config, _ = experiment.configure(args, experiment.Entry("plain20", "plain20"), seed=0)
+    assert (config.model.stem, config.data.resident, config.data.image_size) == ("cifar", False, 32)
+
+
+def test_the_curve_is_of_the_test_split_and_training_never_sees_it(data_dir):
+    entry = experiment.Entry("resnet8", "resnet8")
+    config, _ = experiment.configure(options(dataset="digits", data_dir=data_dir), entry, seed=0)
+    mesh = make_mesh(jax.devices()[:1])
+    ours = open_data(config, mesh)
+    plain = config.copy_and_resolve_references()
+    plain.data.update(validation_split="", validation_size=0)
+    theirs = open_data(plain, mesh)
+
+    def pixels(data, split):
+        batches = list(data.evaluation(split))
+        return np.concatenate([b["image"][b["valid"]] for b in batches])
+
+    np.testing.assert_array_equal(pixels(ours, "validation"), pixels(theirs, "test"))
+    np.testing.assert_array_equal(pixels(ours, "train"), pixels(theirs, "train"))
+    np.testing.assert_array_equal(*(d.facts.normalization.mean for d in (ours, theirs)))
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory, data_dir):
+    """A finished figure 1: its arguments, folder of results and content."""
+    folder = tmp_path_factory.mktemp("paper")
+    argv = ["--dataset=digits", "--depths", "8", "--seeds", "0", "1", "--steps", "4"]
+    argv += ["--batch_size", "32", "--width", "4"]
+    argv += [f"--runs={folder / 'runs'}", f"--out={folder / 'out'}", f"--data_dir={data_dir}"]
+    return argv, folder, figure1.main(argv)
+
+
+def test_a_training_command_writes_what_a_reader_needs(grid):
+    _, folder, content = grid
+    assert json.loads((folder / "out/figure1.json").read_text()) == content
+    head = content["header"]
+    assert head["seeds"] == [0, 1]
+    assert {"jax", "flax", "python"} <= set(head["versions"])
+    assert {"date", "device"} <= set(head)
+    assert head["command"].startswith("python -m paper.figure1 --dataset=digits --depths 8")
+    assert any("4 channels" in note for note in head["scaled"])
+    finals = [
+        json.loads(
+            (folder / f"runs/digits/plain8-seed{s}/metrics.jsonl").read_text().splitlines()[-1]
+        )
+        for s in (0, 1)
+    ]
+    errors = [100 * f["top1_error"] for f in finals]
+    assert content["summary"]["plain8"]["errors"] == errors
+    row = content["tables"][0]["rows"][0]
+    assert row[2] == f"{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f}"
+    curves = content["runs"][0]["curves"]
+    assert [step for step, _ in curves["validation"]] == [1, 2, 3, 4]
+    assert curves["validation"][-1][1] == pytest.approx(errors[0], abs=1e-3)
+    assert "<svg" in (folder / "out/figure1.svg").read_text()
+    assert "plain8" in (folder / "out/figure1.md").read_text()
+
+
+def test_a_finished_grid_is_not_trained_again(grid, monkeypatch):
+    argv, _, content = grid
+
+    def fail(*args):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(train.train_step, "make_run", fail)
+    assert figure1.main(argv)["runs"] == content["runs"]
+
+
+def test_figure7_is_the_spread_of_bn_outputs(grid):
+    _, folder, _ = grid
+    workdir = folder / "runs/digits/plain8-seed0"
+    found = figure7.responses(workdir, images=50)
+    run = opened_run.load(workdir)
+    data = open_data(run.config, make_mesh(jax.devices()[:1]))
+    images = next(iter(data.evaluation("test")))["image"][:50]
+    x = device_transforms.normalize(images, *run.facts.normalization)
+    _, state = run.model.apply(
+        run.variables,
+        x,
+        train=False,
+        capture_intermediates=lambda module, _: isinstance(module, nn.BatchNorm),
+        mutable=["intermediates"],
+    )
+    kept = state["intermediates"]
+    expected = [np.std(np.asarray(kept["stem_bn"]["__call__"][0], np.float64))]
+    for stage in ("stage1", "stage2", "stage3"):
+        for norm in ("bn1", "bn2"):
+            out = kept[stage]["block1"][norm]["__call__"][0]
+            expected.append(np.std(np.asarray(out, np.float64)))
+    assert found["layers"][:2] == ["stem_conv", "stage1/block1/conv1"]
+    np.testing.assert_allclose(found["std"], expected, rtol=1e-4)
+
+
+def test_figure7_and_table4_from_workdirs_and_the_report(grid, monkeypatch, capsys):
+    _, folder, _ = grid
+    out = str(folder / "out")
+    workdirs = [str(folder / f"runs/digits/plain8-seed{seed}") for seed in (0, 1)]
+    content = figure7.main(["--workdirs", workdirs[0], "--images=50", f"--out={out}"])
+    assert len(content["series"]["plain8-seed0"]["std"]) == 7
+
+    argv = ["--workdirs", *workdirs, "--protocol=center", f"--out={out}"]
+    first = table4.main(argv)
+    pair = table5.main(argv)
+    assert len(pair["measured"][0]["networks"]) == 2
+
+    def fail(*args):
+        raise AssertionError("tested again")
+
+    monkeypatch.setattr(from_workdirs.evaluate, "run", fail)
+    assert table4.main(argv)["tables"] == first["tables"]
+    assert table5.main(argv)["tables"] == pair["tables"]
+    (folder / "out/table5.json").unlink()  # stopped before the end: the workdir has its last test
+    assert table5.main(argv)["tables"] == pair["tables"]
+
+    report.main([f"--results={out}"])
+    assert "4 parts run, 6 not run" in capsys.readouterr().out
+    page = (folder / "out/report.html").read_text()
+    markdown = (folder / "out/report.md").read_text()
+    for title in (figure1.TITLE, table1.TITLE, table6.TITLE, identity_mappings.TITLE):
+        assert title.replace("'", "&#x27;") in page
+        assert title in markdown
+    assert page.count("<svg") == 2
+    assert "http://" not in re.sub(
+        r'xmlns[:\w]*="[^"]*"|<!DOCTYPE[^>]*>|<metadata>.*?</metadata>', "", page, flags=re.S
+    )
+    assert "not run: <code>python -m paper.table6</code>" in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_a_report_of_nothing_says_so_everywhere(tmp_path, capsys):
+    report.main([f"--results={tmp_path}"])
+    assert "0 parts run, 10 not run" in capsys.readouterr().out
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("**not run**") == 10
+    assert re.search(r"resnet110 .*not run.* 6\.43", text)
+
+
+def test_a_foreign_file_among_the_results(tmp_path):
+    (tmp_path / "table6.json").write_text('{"rows": []}')
+    with pytest.raises(UserError, match=r"table6\.json: not a result of"):
+        report.main([f"--results={tmp_path}"])
+    (tmp_path / "table6.json").write_text('{"rows": [')
+    with pytest.raises(UserError, match=r"table6\.json: cannot be read"):
+        report.main([f"--results={tmp_path}"])
+
+
+def run_of(name, error, seed=0, train_error=1.0):
+    final = {"loss": 1.0, "top1_error": error / 100, "top5_error": error / 200, "images": 100}
+    curves = {"train": [[1, 50.0], [2, train_error]], "validation": [[2, error]]}
+    return {"name": name, "seed": seed, "workdir": "x", "final": final, "curves": curves}
+
+
+def test_what_depth_adds():
+    runs = [run_of("plain20", 9, train_error=3), run_of("plain56", 13, train_error=8)]
+    runs += [run_of("resnet20", 8, train_error=2), run_of("resnet56", 7, train_error=1)]
+    found = degradation.degradation(experiment.summarise(runs), [20, 56])
+    assert found["plain"]["test"] == pytest.approx(4)
+    assert found["plain"]["train"] == pytest.approx(5)
+    assert found["resnet"]["test"] == pytest.approx(-1)
+    rows = degradation.tables([r["name"] for r in runs], experiment.summarise(runs), [20, 56])
+    assert rows[0]["rows"][2][-1] == "-0.75"  # resnet20: 8 − 8.75
+    assert rows[1]["rows"][0] == ["plain", "20 → 56", "+5.00", "+4.00"]
+
+
+def test_failure_is_reported_as_the_paper_does(monkeypatch, tmp_path):
+    errors = {
+        "original": (6, 7, 8),
+        "1x1 conv shortcut": (12, 90, 90),
+        "dropout shortcut": (25, 30, 12),
+    }
+
+    def trained(args, entries):
+        runs = [
+            run_of(f"resnet110 {name}", error, seed)
+            for name, of_seeds in errors.items()
+            for seed, error in enumerate(of_seeds)
+        ]
+        return runs, []
+
+    monkeypatch.setattr(experiment, "train_grid", trained)
+    content = identity_mappings.main([f"--out={tmp_path}", "--seeds", "0", "1", "2"])
+    rows = {row[0]: row[1:] for row in content["tables"][0]["rows"]}
+    assert rows["original"] == ["7.00", "0 of 3", 6.61, "+0.39"]
+    assert rows["1x1 conv shortcut"] == ["fail", "2 of 3", 12.22, None]
+    assert rows["dropout shortcut"] == ["fail", "2 of 3", "fail", None]
+    assert rows["exclusive gating, b = 0"] == ["not run", None, "fail", None]
+    assert "median of 3 instead of five runs" in content["header"]["scaled"]
+
+
+def test_every_rejected_design_is_a_network():
+    names = {1: numbers.IDENTITY_MAPPINGS_TABLE1, 2: numbers.IDENTITY_MAPPINGS_TABLE2}
+    for number, rows in identity_mappings.ROWS.items():
+        assert list(rows) == list(names[number])
+    entries = identity_mappings.entries(20, (1, 2))
+    assert len({e.name for e in entries}) == len(entries) == 15
+    built = set()
+    for entry in entries:
+        config = common.cifar(entry.network)
+        config.model.update(entry.model)
+        built.add(models.create(config.model, 10))
+    assert len(built) == 15
+
+
+def test_table3_trains_every_option(monkeypatch, tmp_path):
+    seen = []
+
+    def trained(args, entries):
+        seen.extend(entries)
+        return [run_of(entry.name, 10) for entry in entries], []
+
+    monkeypatch.setattr(experiment, "train_grid", trained)
+    content = table3.main(["--dataset=digits", "--depths", "20", f"--out={tmp_path}"])
+    assert [(e.name, e.model.get("shortcut")) for e in seen] == [
+        ("plain20", None),
+        ("resnet20A", "A"),
+        ("resnet20B", "B"),
+        ("resnet20C", "C"),
+    ]
+    rows = {row[0]: row for row in content["tables"][0]["rows"]}
+    assert rows["resnet20B"][1:3] == ["10.00", "5.00"]
+    assert rows["resnet34B"][1:5] == ["not run", "not run", 24.52, 7.46]
+    assert [e.name for e in table3.entries([34, 50, 101])][-2:] == ["resnet50", "resnet101"]
+
+
+def test_counts_are_the_published_ones():
+    found = table1.count(18)
+    assert found["parameters"] == 11_689_512
+    assert found["multiply_adds"] == pytest.approx(1.814e9, rel=1e-3)
+    assert found["stages"]["stage4"]["output"] == [7, 7, 512]
+    plain = table1.count(18, residual=False)
+    assert plain["parameters"] == 11_515_688
+    rows = table1.tables({"resnet18": found})[0]["rows"]
+    assert rows[0][-2:] == ["1.8", "+0.8 %"]
+    assert table6.parameters("resnet20") == "269,722"
+
+
+def test_results_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out="):
+        result.write_text(tmp_path / "file", "x.json", "{}")
+
+
+def test_errors_end_in_one_line(capsys):
+    def main(argv):
+        raise UserError("no such thing")
+
+    assert experiment.run(main, []) == 1
+    assert capsys.readouterr().err.strip().endswith("error: no such thing")

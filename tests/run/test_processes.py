@@ -1,0 +1,197 @@
+"""Two processes of one device each: real ones, joined by gloo, as on two machines."""
+
+import json
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import input_pipeline
+import train
+from benchmarks import faults
+from configs import digits
+from errors import UserError
+from run import logs, processes
+from run.checkpoint import FOLDER, Checkpoints
+from tests.support import ilsvrc
+
+OPTIONS = {
+    "model.width": 4,
+    "batch_size": 32,
+    "num_steps": 400,
+    "log_every": 10,
+    "eval_every": 100,
+    "checkpoint_every": 50,
+    "tensorboard": False,
+    "data.validation_size": 98,
+    "optim.ema_decay": 0.9,
+}
+
+
+@pytest.fixture
+def options(data_dir):
+    """The run of this file, as flags."""
+    return OPTIONS | {"data_dir": data_dir}
+
+
+def config_of(options):
+    config = digits.get_config("resnet8,paper")
+    config.update_from_flattened_dict(options)
+    return config
+
+
+def test_two_processes_stop_at_the_same_step_go_on_and_equal_one_process(options, tmp_path):
+    together, alone = tmp_path / "two", tmp_path / "one"
+    runs = faults.pair(together, options)
+    assert runs[0].wait_until(lambda: faults.last_step(together) >= 10), runs[0].said()
+    runs[1].kill(signal.SIGTERM)
+    assert [run.wait() for run in runs] == [143, 143], runs[0].said()
+    assert Checkpoints(together, read_only=True).steps()[-1] < 400
+    runs = faults.pair(together, options)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].said()
+    assert "Continuing after step" in runs[0].said()
+    train.train(config_of(options), alone)  # one process, two devices
+    assert faults.differences(together, alone) == []
+
+
+@pytest.fixture
+def images(tmp_path):
+    """An image folder: 26 images to train on, 13 to test on, and one of each that is none."""
+    for split, number in (("train", 26), ("val", 13)):
+        folder = tmp_path / "images" / split / "thing"
+        folder.mkdir(parents=True)
+        for i in range(number):
+            ilsvrc.photograph(i, side=40).save(folder / f"{i}.jpg")
+        (folder / "damaged.jpg").write_bytes(b"damaged")
+    return tmp_path / "images"
+
+
+def test_streamed_images_on_two_processes_equal_one(images, data_dir, tmp_path):
+    """Worker threads, a masked record, a stop and a last batch that leaves process 1 nothing."""
+    options = OPTIONS | {
+        "data_dir": data_dir,
+        "dataset": f"folder:{images}",
+        "augment.kind": "random_resized_crop",
+        "batch_size": 8,
+        "num_steps": 120,
+        "log_every": 5,
+        "eval_every": 60,
+        "data.resident": False,
+        "data.image_size": 16,
+        "data.normalization": "per_channel",
+        "data.test_split": "val",
+        "data.validation_size": 2,
+        "data.num_threads": 2,
+        "data.on_corrupt": "mask",
+        "data.max_corrupt_fraction": 0.5,
+        "eval.resize": 18,
+        "eval.batch_size": 12,
+    }
+    together, alone = tmp_path / "two", tmp_path / "one"
+    env = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
+    runs = faults.pair(together, options, env=env)
+    assert runs[0].wait_until(lambda: faults.last_step(together) >= 5), runs[0].said()
+    runs[0].kill(signal.SIGTERM)
+    assert [run.wait() for run in runs] == [143, 143], runs[0].said()
+    assert 5 < Checkpoints(together, read_only=True).steps()[-1] < 120
+    runs = faults.pair(together, options, env=env)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].said()
+    final = train.train(config_of(options), alone)
+    assert faults.differences(together, alone) == []
+    assert final["images"] == 13
+    assert final["masked_records"] == ["train/thing/damaged.jpg", "val/thing/damaged.jpg"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])  # SIGSTOP: it hangs
+def test_the_peer_of_a_dead_process_ends_with_a_message(signum, options, tmp_path):
+    runs = faults.pair(tmp_path / "dead", options | {"num_steps": 100_000})
+    assert runs[0].wait_until(lambda: faults.last_step(runs[0].workdir) >= 10), runs[0].said()
+    runs[1].kill(signum)
+    status = runs[0].wait(processes.HEARTBEAT_TIMEOUT_S + 60)
+    runs[1].kill()
+    assert status == 1, runs[0].said()
+    assert "another process of this run has ended" in runs[0].said()
+
+
+@pytest.fixture(scope="module")
+def half_way(data_dir, tmp_path_factory):
+    """A run on two devices, and a copy of it as it was after half of its steps."""
+    options = OPTIONS | {"data_dir": data_dir, "model.sync_bn": True}
+    options |= {"num_steps": 8, "checkpoint_every": 4, "log_every": 2, "data.validation_size": 0}
+    whole = tmp_path_factory.mktemp("whole")
+    train.train(config_of(options), whole)
+    half = shutil.copytree(whole, tmp_path_factory.mktemp("half") / "run")
+    shutil.rmtree(half / FOLDER / "8")
+    lines = [line for line in logs.read_lines(half / logs.METRICS) if line["step"] <= 4]
+    (half / logs.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return options, whole, half
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_checkpoint_goes_on_with_another_number_of_devices(half_way, tmp_path, devices, caplog):
+    """With BN over all devices the numbers are the same up to the order of sums."""
+    options, whole, half = half_way
+    workdir = shutil.copytree(half, tmp_path / "run")
+    if devices == 1:
+        train.train(config_of(options), workdir, input_pipeline.make_mesh(jax.devices()[:1]))
+    else:
+        run = faults.Run(workdir, options, devices=devices)
+        assert run.wait() == 0, run.said()
+    pairs = zip(*(logs.read_lines(w / logs.METRICS) for w in (workdir, whole)), strict=True)
+    for found, expected in pairs:
+        assert (found["step"], found["split"]) == (expected["step"], expected["split"])
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
+    assert "goes on with" not in caplog.text
+
+
+def test_another_number_of_devices_without_synchronised_bn_is_warned_of(half_way, tmp_path, caplog):
+    options, _, half = half_way
+    workdir = shutil.copytree(half, tmp_path / "run")
+    text = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(text.replace('"sync_bn": true', '"sync_bn": false'))
+    config = config_of(options | {"model.sync_bn": False})
+    train.train(config, workdir, input_pipeline.make_mesh(jax.devices()[:1]))
+    assert "trained on 2 device(s) and goes on with 1" in caplog.text
+    assert "over 32 images instead of 16" in caplog.text
+
+
+# ---- Flags and environments
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("", 2, 0), "without --coordinator_address"),
+        (("localhost", 2, 0), "expected host:port"),
+        (("localhost:1", 2, 2), "--process_id=2 with --num_processes=2"),
+        (("localhost:1", 2, -1), "--process_id=-1"),
+        (("localhost:1", 0, 0), "--num_processes=0"),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_refused(flags, named):
+    with pytest.raises(UserError, match=named):
+        processes.join(*flags)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "8"}, False),  # inside salloc, but not started by srun
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "n[1-2]"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, True),
+    ],
+)
+def test_a_cluster_is_recognised_by_its_environment(monkeypatch, environment, expected):
+    for name in {name for names in processes.CLUSTERS for name in names}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: joined.append(a))
+    monkeypatch.setattr(jax.config, "update", lambda *a: None)
+    processes.join()
+    assert joined == ([(None, None, None)] if expected else [])

@@ -1,0 +1,126 @@
+"""Schedules and momentum against NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from errors import UserError
+from training import optim
+
+
+def config(**fields):
+    c = common.base().optim
+    c.update(boundaries=(10, 20), learning_rate=0.1)
+    c.update(fields)
+    return c
+
+
+def rates(steps, num_steps=30, batch_size=256, **fields):
+    schedule = optim.learning_rate(config(**fields), num_steps=num_steps, batch_size=batch_size)
+    return np.array([schedule(step) for step in steps])
+
+
+def test_step_schedule_drops_at_the_boundary():
+    np.testing.assert_allclose(
+        rates([0, 9, 10, 19, 20, 29]), [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5
+    )
+
+
+def test_cosine_with_linear_warmup():
+    found = rates(range(31), schedule="cosine", warmup_steps=5)
+    np.testing.assert_allclose(found[:5], 0.1 * np.arange(1, 6) / 5, rtol=1e-5)
+    expected = 0.05 * (1 + np.cos(np.pi * np.arange(26) / 25))
+    np.testing.assert_allclose(found[5:], expected, atol=1e-7)
+
+
+def test_linear_scaling_rule():
+    np.testing.assert_allclose(rates([0], batch_size=1024, reference_batch=256), [0.4], rtol=1e-6)
+
+
+def test_warmup_until_the_error_falls():
+    """0.01 while the averaged error is at least 0.8, then the scheduled rate for good."""
+    c = config(warmup_until_error=0.8)
+    error, warm, used = jnp.float32(1), jnp.bool_(False), []
+    for step_error in [0.9] * 10 + [0.3] * 30 + [1.0] * 10:
+        rate, error, warm = optim.error_warmup(c, jnp.float32(0.1), error, warm, step_error)
+        used.append(float(rate))
+    assert used[0] == pytest.approx(0.01)
+    first = used.index(max(used))
+    averages = [1.0]
+    for step_error in [0.9] * 10 + [0.3] * 30:
+        averages.append(0.95 * averages[-1] + 0.05 * step_error)
+    assert first == next(i for i, average in enumerate(averages) if average < 0.8)
+    assert used[first:] == pytest.approx([0.1] * (50 - first))
+
+
+def reference(form, nesterov, gradients, learning_rates, decay):
+    weight, velocity = 1.0, 0.0
+    for gradient, rate in zip(gradients, learning_rates, strict=True):
+        g = gradient + decay * weight
+        scaled = rate * g if form == "paper" else g
+        velocity = 0.9 * velocity + scaled
+        step = scaled + 0.9 * velocity if nesterov else velocity
+        weight -= step if form == "paper" else rate * step
+    return weight
+
+
+@pytest.mark.parametrize("form", ["paper", "torch"])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_forms(form, nesterov):
+    """The two agree while the rate is constant and differ where it drops."""
+    optimizer = optim.sgd(config(momentum_form=form, nesterov=nesterov, weight_decay=1e-2))
+    params = {"head": {"kernel": jnp.ones((1, 1))}}
+    state = optimizer.init(params)
+    gradients, rate = [0.5, -0.2, 0.3, 0.1], [0.1, 0.1, 0.01, 0.01]
+    for g, r in zip(gradients, rate, strict=True):
+        grads = {"head": {"kernel": jnp.full((1, 1), g)}}
+        updates, state = optimizer.update(grads, state, params, learning_rate=jnp.float32(r))
+        params = {"head": {"kernel": params["head"]["kernel"] + updates["head"]["kernel"]}}
+    expected = reference(form, nesterov, gradients, rate, 1e-2)
+    np.testing.assert_allclose(params["head"]["kernel"], [[expected]], rtol=1e-5)
+    other = reference("torch" if form == "paper" else "paper", nesterov, gradients, rate, 1e-2)
+    assert abs(expected - other) > 1e-4
+
+
+def test_only_weights_decay():
+    params = {
+        "conv": {"kernel": jnp.ones((3, 3, 1, 1))},
+        "bn": {"scale": jnp.ones(1), "bias": jnp.ones(1)},
+        "head": {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)},
+    }
+    mask = optim.decay_mask(params)
+    assert mask == {
+        "conv": {"kernel": True},
+        "bn": {"scale": False, "bias": False},
+        "head": {"kernel": True, "bias": False},
+    }
+
+
+def test_clipping():
+    optimizer = optim.sgd(config(clip_norm=1.0, weight_decay=0.0))
+    params = {"head": {"kernel": jnp.zeros((1, 2))}}
+    grads = {"head": {"kernel": jnp.array([[3.0, 4.0]])}}
+    updates, _ = optimizer.update(
+        grads, optimizer.init(params), params, learning_rate=jnp.float32(1)
+    )
+    np.testing.assert_allclose(updates["head"]["kernel"], [[-0.6, -0.8]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("schedule", "exponential"),
+        ("momentum_form", "caffe"),
+        ("learning_rate", float("nan")),
+        ("momentum", 1.0),
+        ("boundaries", (20, 10)),
+        ("warmup_steps", 31),
+        ("accumulate_steps", 0),
+        ("label_smoothing", 1.0),
+        ("on_nonfinite", "ignore"),
+    ],
+)
+def test_errors_name_the_field(field, value):
+    with pytest.raises(UserError, match=f"optim.{field}"):
+        rates([0], **{field: value})

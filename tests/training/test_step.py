@@ -1,0 +1,176 @@
+"""The step: data parallelism, accumulation, augmentation and the NaN policy, on two CPU devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import input_pipeline
+import models
+from errors import UserError
+from run.checkpoint import to_host
+from training import step as train_step
+
+ONE, TWO = (input_pipeline.make_mesh(jax.devices()[:n]) for n in (1, 2))
+
+
+def run(config, mesh, steps=2, state=None):
+    """The state after some steps from the seed's initial state (or a given one), and the window."""
+    data = input_pipeline.open_data(config, mesh)
+    model = models.create(config.model, data.facts.num_classes)
+    state = state or to_host(train_step.create_state(config, model, data.facts.image_shape))
+    compiled = train_step.make_run(config, model, data, mesh)
+    state = input_pipeline.replicate(state, mesh)
+    order = input_pipeline.replicate(data.initial_order(), mesh)
+    feed = data.feed(0)
+    for _ in range(steps // config.steps_per_dispatch):
+        state, order, window = compiled(state, order, next(feed), config.steps_per_dispatch)
+    return to_host(state), to_host(window)
+
+
+def assert_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def largest_difference(a, b):
+    return max(jax.tree.leaves(jax.tree.map(lambda x, y: np.abs(x - y).max(), a, b)))
+
+
+def test_two_devices_with_synchronised_bn_equal_one(tiny):
+    tiny.model.sync_bn = True
+    (one, window1), (two, window2) = run(tiny, ONE), run(tiny, TWO)
+    assert_close(one.params, two.params, rtol=1e-4, atol=2e-5)
+    assert_close(one.batch_stats, two.batch_stats, rtol=1e-4, atol=2e-5)
+    assert window1.images == window2.images == 64
+    np.testing.assert_allclose(window1.loss, window2.loss, rtol=1e-5)
+
+
+def test_without_synchronisation_only_bn_statistics_differ(tiny):
+    """With frozen BN (no batch statistics) the two agree; with per-device BN they do not."""
+    (one, _), (two, _) = run(tiny, ONE), run(tiny, TWO)
+    assert largest_difference(one.params, two.params) > 1e-4
+    tiny.model.frozen_bn = True
+    (one, _), (two, _) = run(tiny, ONE), run(tiny, TWO)
+    assert_close(one.params, two.params, rtol=1e-4, atol=1e-6)
+
+
+def test_per_device_running_averages_are_the_mean_over_devices(tiny):
+    """After one step of momentum 0.9: mean over devices of 0.1·batch mean, for the stem."""
+    tiny.augment.kind = "none"
+    state, _ = run(tiny, TWO, steps=1)
+    assert np.isfinite(state.batch_stats["stem_bn"]["mean"]).all()
+    data = input_pipeline.open_data(tiny, TWO)
+    model = models.create(tiny.model, 10)
+    initial = to_host(train_step.create_state(tiny, model, (8, 8, 1)))
+
+    def batch_of(mesh_size):
+        draw = jax.shard_map(
+            lambda order, arrays: data.draw(order, 0, arrays)[1]["image"],
+            mesh=TWO,
+            in_specs=(jax.sharding.PartitionSpec(),) * 2,
+            out_specs=jax.sharding.PartitionSpec("data"),
+            check_vma=False,
+        )
+        images = np.asarray(jax.jit(draw)(data.initial_order(), next(data.feed(0))))
+        return np.split(
+            (images - data.facts.normalization.mean) / data.facts.normalization.std, mesh_size
+        )
+
+    means = []
+    for part in batch_of(2):
+        kernel = initial.params["stem_conv"]["kernel"]
+        out = jax.lax.conv_general_dilated(
+            jnp.asarray(part, jnp.float32),
+            kernel,
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        means.append(np.asarray(out).mean((0, 1, 2)))
+    np.testing.assert_allclose(
+        state.batch_stats["stem_bn"]["mean"], 0.1 * np.mean(means, 0), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_accumulation_equals_the_whole_batch(tiny):
+    tiny.model.frozen_bn = True  # BN sees the parts
+    whole, window = run(tiny, ONE)
+    tiny.optim.accumulate_steps = 4
+    parts, window_of_parts = run(tiny, ONE)
+    assert_close(whole.params, parts.params, rtol=1e-4, atol=1e-6)
+    assert window.errors == window_of_parts.errors
+    np.testing.assert_allclose(window.loss, window_of_parts.loss, rtol=1e-5)
+
+
+def test_several_steps_in_one_dispatch_are_the_same_steps(tiny):
+    single, _ = run(tiny, TWO, steps=4)
+    tiny.steps_per_dispatch = 4
+    together, window = run(tiny, TWO, steps=4)
+    assert together.step == single.step == 4
+    assert window.steps == 4
+    assert_close(single.params, together.params, rtol=1e-3, atol=1e-4)
+
+
+def test_bfloat16_step_keeps_float32_state(tiny):
+    tiny.model.dtype = "bfloat16"
+    state, window = run(tiny, ONE)
+    floats = jax.tree.leaves((state.params, state.batch_stats, state.opt_state))
+    assert {leaf.dtype for leaf in floats} == {np.dtype("float32")}
+    assert np.isfinite(window.loss)
+
+
+def test_average_of_weights(tiny):
+    tiny.optim.ema_decay = 0.5
+    state, _ = run(tiny, ONE, steps=1)
+    model = models.create(tiny.model, 10)
+    initial = train_step.create_state(tiny, model, (8, 8, 1))
+    expected = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, initial.params, state.params)
+    assert_close(state.ema["params"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["mixup", "cutmix", "erase"])
+def test_modern_augmentation_trains(tiny, form):
+    tiny.augment[form] = 0.5
+    _, window = run(tiny, TWO)
+    assert np.isfinite(window.loss)
+    assert window.images == 64
+
+
+def test_a_nan_leaves_no_trace_in_the_weights(tiny):
+    tiny.optim.on_nonfinite = "skip"
+    model = models.create(tiny.model, 10)
+    initial = to_host(train_step.create_state(tiny, model, (8, 8, 1)))
+    kernel = initial.params["head"]["kernel"].copy()
+    kernel[0, 0] = np.nan
+    poisoned = initial.replace(
+        params={**initial.params, "head": {**initial.params["head"], "kernel": kernel}}
+    )
+    state, window = run(tiny, ONE, state=poisoned)
+    np.testing.assert_array_equal(
+        state.params["stem_conv"]["kernel"], initial.params["stem_conv"]["kernel"]
+    )
+    assert window.bad_steps == 2
+    assert window.images == 0
+    assert window.first_bad[0] == 1
+
+
+def test_train_only_head_moves_only_the_head(tiny):
+    tiny.optim.train_only = "head"
+    state, _ = run(tiny, ONE)
+    model = models.create(tiny.model, 10)
+    initial = to_host(train_step.create_state(tiny, model, (8, 8, 1)))
+    for name, leaves in state.params.items():
+        moved = largest_difference(leaves, initial.params[name]) > 0
+        assert moved == (name == "head"), name
+
+
+def test_batch_that_does_not_divide(tiny):
+    tiny.batch_size = 33
+    with pytest.raises(UserError, match="33 cannot be divided over 2 device.*32 or 34"):
+        input_pipeline.open_data(tiny, TWO)
+
+
+def test_batch_larger_than_the_set(tiny):
+    tiny.batch_size = 1_000
+    with pytest.raises(UserError, match="898"):
+        input_pipeline.open_data(tiny, TWO)

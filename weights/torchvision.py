@@ -1,0 +1,140 @@
+"""torchvision's and timm's state dicts ↔ our variables, in NumPy.
+
+`stage2/block1/conv1` is `layer2.0.conv1`; kernels `[h, w, in, out]` are `[out, in, h, w]`. Padding,
+BN epsilon (1e-5) and eval-time arithmetic are the same. Two things are not in the arrays:
+torchvision and timm stride their bottlenecks in the 3×3 (`downsample_in='3x3'`), and torch's
+running variances are unbiased, ours biased: what a batch of n positions adds is n/(n−1) apart.
+"""
+
+import re
+
+import numpy as np
+
+from errors import UserError
+from models.scanned import unstack_blocks
+from weights.files import Tensor
+
+# Ours ↔ torch's; every other layer has the same name in both.
+TOP_LAYERS = {"stem_conv": "conv1", "stem_bn": "bn1", "head": "fc"}
+BLOCK_LAYERS = {"shortcut_conv": "downsample.0", "bn_shortcut": "downsample.1"}
+TOP_FROM_TORCH = {theirs: ours for ours, theirs in TOP_LAYERS.items()}
+BLOCK_FROM_TORCH = {theirs: ours for ours, theirs in BLOCK_LAYERS.items()}
+STATISTICS = {"mean": "running_mean", "var": "running_var"}
+STATISTICS_FROM_TORCH = {theirs: ours for ours, theirs in STATISTICS.items()}
+COUNTER = "num_batches_tracked"
+KEY = re.compile(r"(?:layer(\d+)\.(\d+)\.)?(.+)\.(weight|bias|running_mean|running_var)")
+# Where training scripts put the state dict in their checkpoints, and what wrappers prepend.
+WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
+PREFIXES = ("module.", "_orig_mod.")
+
+
+def state_dict(tree, path):
+    """Finds the state dict in a checkpoint: name → array, without wrappers' prefixes.
+
+    Raises:
+      UserError: naming what `path` holds instead.
+    """
+    if isinstance(tree, dict):
+        for candidate in (tree, *(tree[key] for key in WRAPPERS if key in tree)):
+            if isinstance(candidate, dict) and any(_is_array(v) for v in candidate.values()):
+                arrays = {k: v for k, v in candidate.items() if _is_array(v)}
+                return _without_prefix(arrays)
+    holds = list(tree)[:8] if isinstance(tree, dict) else type(tree).__name__
+    raise UserError(
+        f"{path}: holds {holds} and no state dict; expected name → tensor at the top or under "
+        f"one of {', '.join(map(repr, WRAPPERS))}."
+    )
+
+
+def _is_array(value):
+    return isinstance(value, np.ndarray)
+
+
+def _without_prefix(arrays):
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in arrays):
+            arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
+    return arrays
+
+
+def from_torch(arrays):
+    """Turns a state dict into our names and layout.
+
+    Args:
+      arrays: torch key → array.
+
+    Returns:
+      dict from our path ('params/stage2/block1/conv1/kernel') to `Tensor`. A key that no network of
+      ours could have keeps its own name, so that who compares names finds it; batch counters are
+      left out.
+    """
+    return {
+        _our_name(key, array.ndim): Tensor(_our_layout(array), key)
+        for key, array in arrays.items()
+        if not key.endswith(COUNTER)
+    }
+
+
+def _our_name(key, ndim):
+    match = KEY.fullmatch(key)
+    if not match:
+        return key
+    stage, block, layer, kind = match.groups()
+    if stage is None:
+        path = TOP_FROM_TORCH.get(layer, layer)
+    else:
+        path = f"stage{stage}/block{int(block) + 1}/{BLOCK_FROM_TORCH.get(layer, layer)}"
+    if kind in STATISTICS_FROM_TORCH:
+        return f"batch_stats/{path}/{STATISTICS_FROM_TORCH[kind]}"
+    if kind == "weight":
+        kind = "scale" if ndim == 1 else "kernel"
+    return f"params/{path}/{kind}"
+
+
+def _our_layout(array):
+    if array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    return array.T if array.ndim == 2 else array
+
+
+def torch_name(path):
+    """The torch key of one of our paths: 'params/head/kernel' → 'fc.weight'."""
+    _, *modules, kind = path.split("/")
+    if len(modules) == 3:
+        stage, block, layer = modules
+        stage, block = stage.removeprefix("stage"), int(block.removeprefix("block")) - 1
+        layer = f"layer{stage}.{block}.{BLOCK_LAYERS.get(layer, layer)}"
+    else:
+        layer = ".".join(TOP_LAYERS.get(module, module) for module in modules)
+    kind = {"kernel": "weight", "scale": "weight", **STATISTICS}.get(kind, kind)
+    return f"{layer}.{kind}"
+
+
+def to_torch(variables):
+    """Turns our variables into a state dict that torch loads with `strict=True`.
+
+    Args:
+      variables: `{'params': …, 'batch_stats': …}`, blocks unrolled or stacked.
+
+    Returns:
+      dict from torchvision's keys to float32 arrays, and an int64 `num_batches_tracked` of 0 for
+      each BN. Layers that torchvision's networks lack (gates, BN after the addition) keep ours.
+    """
+    state = {}
+    for path, leaf in flatten(unstack_blocks(variables)).items():
+        array = np.asarray(leaf, np.float32)
+        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+        name = torch_name(path)
+        state[name] = np.ascontiguousarray(array)
+        if path.endswith("/var"):
+            state[name.removesuffix("running_var") + COUNTER] = np.zeros((), np.int64)
+    return state
+
+
+def flatten(tree, prefix=""):
+    """Nested dictionaries as one: {'params': {'head': {'bias': b}}} → {'params/head/bias': b}."""
+    flat = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        flat |= flatten(value, f"{path}/") if isinstance(value, dict) else {path: value}
+    return flat
