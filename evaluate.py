@@ -2,47 +2,57 @@
 
     python main.py --mode=evaluate --workdir=runs/x --config.eval.protocol=10crop
 
-The protocols themselves are in `protocols.py`. A pass compiles once per network and shape of batch:
-once for the center crop and 10-crop, and for multi-scale testing of streamed images once per bucket
-of aspect ratios that occurs, at most 15.
+The protocols themselves are in `testing/protocols.py`. A pass compiles once per network and shape
+of batch: once for the center crop and 10-crop, and for multi-scale testing of streamed images once
+per bucket of aspect ratios that occurs, at most 15.
 """
 
 import datetime
 import functools
 import json
-import logging
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data import transforms
+from data import corrupt, transforms
 from data.decode import DecodeError, decode, image_size
+from data.facts import Facts
+from data.feed import Feed
 from errors import UserError
-from input_pipeline import DATA_AXIS, Feed, make_mesh, open_data
+from input_pipeline import open_data
+from run import files
+from run.mesh import DATA_AXIS, make_mesh
+from run.workdir import Workdir
 from testing import opened_run, precise_bn, protocols
-from weights import door as pretrained
-
-LOG = logging.getLogger("residual")
-RESULT_FILE = "evaluation.json"
-MASKED_SHOWN = 20  # names of corrupt records printed; the files list all
-SPLITS = ("test", "validation", "train")
+from testing.opened_run import OpenedRun
+from training.check import check
+from training.start import adopted
 
 
 class Network(NamedTuple):
-    """One member of an ensemble."""
+    """A module with its variables, and what its images are normalised with."""
 
     model: nn.Module
     variables: Any
     normalization: Any
 
 
-def measure(model, variables, data, split, mesh):
+def measure(
+    model: nn.Module,
+    variables: Any,
+    data: Any,
+    split: str,
+    mesh: Mesh,
+    stop: Callable[[], int] | None = None,
+) -> dict[str, Any] | None:
     """Loss, top-1 and top-5 error over a split, single view.
 
     Args:
@@ -51,40 +61,41 @@ def measure(model, variables, data, split, mesh):
       data: what `input_pipeline.open_data` returns.
       split: 'train', 'validation' or 'test'.
       mesh: the devices.
+      stop: asked before each batch; what is not 0 ends testing without a result.
 
     Returns:
       `{'loss', 'top1_error', 'top5_error', 'images'}`: nats and fractions in [0, 1]; with corrupt
-      records also `'masked_images'`, their number, and `'masked_records'`, their names.
+      records also `'masked_images'`, their number, and `'masked_records'`, their names. None when
+      `stop` ended it.
 
     Raises:
       UserError: a record is corrupt, or too many are, as `config.data` says.
     """
     network = Network(model, variables, data.facts.normalization)
-    result = score([network], [(protocols.CENTER, data.evaluation(split))], mesh)
-    return _with_masked(result, data, split)
+    result = score([network], [(protocols.CENTER, data.evaluation(split))], mesh, stop=stop)
+    return result and _with_masked(result, data, split)
 
 
 def _with_masked(result, data, split):
-    if result["images"] < data.split_size(split):
-        names = data.masked_in_evaluation(split)
-        result |= {"masked_images": len(names), "masked_records": names}
-    return result
+    complete = result["images"] == data.split_size(split)
+    return result if complete else result | data.corrupt.of_split(split)
 
 
-def masked_line(names):
-    """What a run says at its end of the corrupt records that it left out."""
-    listed = ", ".join(names[:MASKED_SHOWN]) + (", …" if len(names) > MASKED_SHOWN else "")
-    return f"{len(names):,} corrupt records were left out: {listed}"
-
-
-def score(networks, passes, mesh, total=None):
+def score(
+    networks: Sequence[Network],
+    passes: Iterable[tuple[protocols.Protocol, Iterable[dict]]],
+    mesh: Mesh,
+    total: int | None = None,
+    stop: Callable[[], int] | None = None,
+) -> dict[str, Any] | None:
     """Tests networks together: their probabilities are averaged (section 4.1's ensembles).
 
     Args:
-      networks: list of `Network`.
-      passes: iterable of `(protocol, host batches)`; their images are counted together.
+      networks: the network, or the networks of an ensemble.
+      passes: `(protocol, host batches)`, one or several; their images are counted together.
       mesh: the devices.
       total: number of images, for a progress bar; None shows none.
+      stop: as in `measure`.
 
     Returns:
       `measure`'s values, without the masked ones.
@@ -96,6 +107,8 @@ def score(networks, passes, mesh, total=None):
     with tqdm(total=total, unit="image", disable=None if total else True) as bar:
         for protocol, batches in passes:
             for batch in Feed(batches, mesh):
+                if stop and stop():
+                    return None
                 scores = [
                     _scores(n.model, protocol, mesh)(n.variables, n.normalization, batch["image"])
                     for n in networks
@@ -140,13 +153,15 @@ def _sums(mesh):
     return jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=P(DATA_AXIS), out_specs=P()))
 
 
-def run(config, workdir, mesh=None, weight_file=False):
+def run(
+    config: ConfigDict, workdir: str, mesh: Mesh | None = None, weight_file: bool = False
+) -> dict[str, Any]:
     """Tests a workdir (and `config.eval.ensemble`) and writes the result into it.
 
     The network, its weights and its normalisation come from the workdir; `config` says what to test
     on and how (`dataset`, `data_dir`, `data`, `eval`). With `weight_file` the weights are those of
-    `config.init_from`, the network is `config.model` (with `pretrained.adopted`), and the workdir
-    only takes the result.
+    `config.init_from`, the network is `config.model` (as `training.start.adopted` changes it), and
+    the workdir only takes the result.
 
     Returns:
       What `evaluation.json` holds: `measure`'s values with protocol, split, networks and device.
@@ -156,48 +171,35 @@ def run(config, workdir, mesh=None, weight_file=False):
         work on these images.
     """
     mesh = mesh or make_mesh()
-    _validate(config)
+    trained = adopted(config) if weight_file else Workdir(workdir).read_config()
+    config = _evaluation_config(config, trained, mesh)
+    check(config, mesh.size)
+    others = [opened_run.load(folder) for folder in config.eval.ensemble]
     if weight_file:
-        config = pretrained.adopted(config)
-    members = [opened_run.load(folder) for folder in config.eval.ensemble]
-    if weight_file:
-        config = _evaluation_config(config, config, mesh)
         data = open_data(config, mesh)
-        members = [opened_run.from_weight_file(config, data.facts), *members]
+        runs = [opened_run.from_weight_file(config, data.facts), *others]
     else:
-        members = [opened_run.load(workdir), *members]
-        config = _evaluation_config(config, members[0].config, mesh)
+        runs = [opened_run.load(workdir), *others]
         data = open_data(config, mesh)
-    for member in members:
-        _check_fits(member, members[0], data.facts)
-    passes = _passes(config, data, members)
+    for one in runs:
+        _check_fits(one, runs[0], data.facts)
+    passes = _passes(config, data, runs)
     if config.eval.precise_bn:
-        members = [precise_bn.apply(member, config, data, mesh) for member in members]
-    networks = [Network(m.model, m.variables, m.facts.normalization) for m in members]
+        runs = [precise_bn.apply(one, config, data, mesh) for one in runs]
+    networks = [Network(one.model, one.variables, one.facts.normalization) for one in runs]
     result = score(networks, passes, mesh, total=data.split_size(config.eval.split))
     result = _with_masked(result, data, config.eval.split)
-    if "masked_records" in result:
-        LOG.warning(masked_line(result["masked_records"]))
-    result = _described(result, config, members)
+    corrupt.warn_of(result)
+    result = _described(result, config, runs)
     if jax.process_index() == 0:
-        _write(Path(workdir) / RESULT_FILE, result)
+        files.write_text(Workdir(workdir).evaluation, json.dumps(result, indent=2) + "\n")
         print(_line(result))
     return result
 
 
-def _validate(config):
-    e = config.eval
-    if e.protocol not in protocols.NAMES:
-        raise UserError(f"eval.protocol={e.protocol!r}: expected one of {protocols.NAMES}.")
-    if e.split not in SPLITS:
-        raise UserError(f"eval.split={e.split!r}: expected one of {SPLITS}.")
-    if e.precise_bn and e.precise_bn_batches < 1:
-        raise UserError(f"eval.precise_bn_batches={e.precise_bn_batches}: expected at least 1.")
-
-
-def _evaluation_config(config, saved, mesh):
+def _evaluation_config(config, trained, mesh):
     """The run's config with the questions of `config`; the training batch need not fit the mesh."""
-    merged = saved.copy_and_resolve_references()
+    merged = trained.copy_and_resolve_references()
     merged.update(dataset=config.dataset, data_dir=config.data_dir)
     merged.data.update(config.data)
     merged.eval.update(config.eval)
@@ -207,39 +209,39 @@ def _evaluation_config(config, saved, mesh):
     return merged
 
 
-def _check_fits(member, first, facts):
-    """Raises UserError unless the data has the member's classes and channels."""
-    if member.facts.label_names != first.facts.label_names:
+def _check_fits(one, first, facts):
+    """Raises UserError unless the data has the classes and channels of an opened run."""
+    if one.facts.label_names != first.facts.label_names:
         raise UserError(
-            f"{member.workdir} was trained on {_classes(member.facts)}, {first.workdir} on "
+            f"{one.workdir} was trained on {_classes(one.facts)}, {first.workdir} on "
             f"{_classes(first.facts)}; an ensemble needs networks of the same classes."
         )
-    if member.facts.label_names != facts.label_names:
+    if one.facts.label_names != facts.label_names:
         raise UserError(
-            f"{member.workdir} was trained on {_classes(member.facts)}, and {facts.dataset} has "
+            f"{one.workdir} was trained on {_classes(one.facts)}, and {facts.dataset} has "
             f"{_classes(facts)}; test it on data of the same classes."
         )
-    if member.facts.image_shape[-1] != facts.image_shape[-1]:
+    if one.facts.image_shape[-1] != facts.image_shape[-1]:
         raise UserError(
-            f"{member.workdir} takes images of {member.facts.image_shape[-1]} channel(s), and "
+            f"{one.workdir} takes images of {one.facts.image_shape[-1]} channel(s), and "
             f"{facts.dataset} has {facts.image_shape[-1]}."
         )
 
 
-def _classes(facts):
+def _classes(facts: Facts):
     names = ", ".join(facts.label_names[:5]) + (", …" if facts.num_classes > 5 else "")
     return f"{facts.num_classes} classes ({names})"
 
 
-def _passes(config, data, members):
+def _passes(config, data, runs):
     """`(protocol, host batches)`, one or several, for the images of the split."""
     e, name = config.eval, config.eval.protocol
     if name == "center":
         return [(protocols.CENTER, data.evaluation(e.split))]
     if name == "10crop":
         return [_ten_crop_pass(config, data)]
-    for member in members:
-        protocols.check_scales(member.model, e.scales)
+    for one in runs:
+        protocols.check_scales(one.model, e.scales)
     if config.data.resident:
         views = functools.partial(protocols.resized_on_device, scales=tuple(e.scales))
         return [(protocols.Protocol(name, views, True), data.evaluation(e.split))]
@@ -252,10 +254,6 @@ def _ten_crop_pass(config, data):
         views = functools.partial(protocols.ten_crops, pad=config.augment.pad)
         return protocols.Protocol(e.protocol, views), data.evaluation(e.split)
     size = config.data.image_size
-    if not size <= e.resize:
-        raise UserError(
-            f"eval.resize={e.resize}: expected at least data.image_size={size}, the crops' side."
-        )
 
     def transform(encoded):
         return transforms.ten_crop(decode(encoded), resize=e.resize, size=size)
@@ -297,7 +295,7 @@ def _bucket_pass(data, e, bucket, indices):
     return protocols.Protocol(e.protocol, views, True), batches
 
 
-def question(config, members):
+def question(config: ConfigDict, runs: Sequence[OpenedRun]) -> dict[str, Any]:
     """What a result is an answer to: protocol, images and networks."""
     return {
         "protocol": config.eval.protocol,
@@ -306,19 +304,19 @@ def question(config, members):
         "dataset": config.dataset,
         "split": config.eval.split,
         "networks": [
-            {"workdir": m.workdir, "depth": m.model.depth, "residual": m.model.residual}
-            | {"step": m.step}
-            for m in members
+            {"workdir": one.workdir, "depth": one.model.depth, "residual": one.model.residual}
+            | {"step": one.step}
+            for one in runs
         ],
     }
 
 
-def _described(result, config, members):
+def _described(result, config, runs):
     devices = jax.devices()
     return (
         result
         | {"accuracy": 1 - result["top1_error"]}
-        | question(config, members)
+        | question(config, runs)
         | {
             "date": datetime.date.today().isoformat(),
             "device": f"{len(devices)} × {devices[0].device_kind}",
@@ -336,13 +334,3 @@ def _line(result):
         f"top-5 error {100 * result['top5_error']:.2f} %, "
         f"loss {result['loss']:.4f} ({result['images']} images)."
     )
-
-
-def _write(path, result):
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}).") from error

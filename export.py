@@ -17,15 +17,18 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save_file
 
 from errors import UserError
+from run import command, files
+from run.workdir import Workdir
 from testing import opened_run
-from weights.files import write_safetensors
 from weights.torchvision import to_torch
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
@@ -44,7 +47,7 @@ def to_stablehlo(network):
     """Serializes `images → {'logits', 'probabilities'}` for any batch size.
 
     Args:
-      network: a `opened_run.Restored`.
+      network: a `testing.opened_run.OpenedRun`.
 
     Returns:
       bytes, for `jax.export.deserialize`.
@@ -85,7 +88,7 @@ def export(network, kind, path):
     """Writes the network to `path` and its description to `path` + '.json'.
 
     Args:
-      network: a `opened_run.Restored`.
+      network: a `testing.opened_run.OpenedRun`.
       kind: one of `FORMATS`.
       path: file to write; it appears complete or not at all.
 
@@ -96,27 +99,20 @@ def export(network, kind, path):
         raise UserError(NO_ONNX)
     description = describe(network)
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with files.explained(path, "choose another --output"):
         if kind == "safetensors":
             metadata = {"format": "pt", "format_version": str(FORMAT_VERSION)}
             metadata |= {name: str(value) for name, value in description["model"].items()}
             metadata["normalization"] = network.config.data.normalization
-            write_safetensors(path, to_torch(network.variables), metadata)
+            with files.whole(path) as temporary:
+                save_file(to_torch(network.variables), temporary, metadata=metadata)
         else:
-            _write(path, to_stablehlo(network))
-        _write(Path(f"{path}.json"), json.dumps(description, indent=2).encode())
-    except OSError as error:
-        raise UserError(f"--output={path}: cannot be written ({error}).") from error
+            with files.whole(path) as temporary:
+                temporary.write_bytes(to_stablehlo(network))
+    files.write_text(f"{path}.json", json.dumps(description, indent=2), "choose another --output")
 
 
-def _write(path, data):
-    temporary = Path(f"{path}.partial")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
-def main(argv):
+def main(argv: Sequence[str] | None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(
         "export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -126,7 +122,7 @@ def main(argv):
     parser.add_argument("--output", default="", help="file (WORKDIR/export/model.FORMAT)")
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
     flags = parser.parse_args(argv)
-    path = flags.output or Path(flags.workdir) / "export" / f"model.{flags.format}"
+    path = flags.output or Workdir(flags.workdir).export / f"model.{flags.format}"
     if flags.format == "onnx":
         raise UserError(NO_ONNX)
     export(opened_run.load(flags.workdir, which=flags.which), flags.format, path)
@@ -134,8 +130,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    sys.exit(command.run(main))

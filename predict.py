@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +22,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data import device_transforms, transforms
+from data import transforms
 from data.class_names import readable
 from data.decode import DecodeError, decode
 from errors import UserError
 from models.activation_map import class_activation_map
+from run import command
+from run.workdir import Workdir
 from testing import opened_run
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -94,7 +97,7 @@ def predict(network, paths, *, top_k=5, batch_size=32, with_maps=False):
     """Classifies image files, batch by batch.
 
     Args:
-      network: a `opened_run.Restored`.
+      network: a `testing.opened_run.OpenedRun`.
       paths: files.
       top_k: classes per image; all when there are fewer.
       batch_size: images computed at once.
@@ -133,7 +136,7 @@ def predict(network, paths, *, top_k=5, batch_size=32, with_maps=False):
 def _compiled(model, top_k, with_maps):
     @jax.jit
     def score(variables, normalization, images):
-        normalized = device_transforms.normalize(images, *normalization)
+        normalized = normalization.normalize(images, *normalization)
         logits, endpoints = model.apply(variables, normalized, train=False)
         probabilities, labels = jax.lax.top_k(jax.nn.softmax(logits), top_k)
         last = max(name for name in endpoints if name.startswith("stage"))
@@ -225,13 +228,13 @@ def _positive(text):
     return value
 
 
-def main(argv):
-    """Runs the command; returns whether every image could be read."""
+def main(argv: Sequence[str] | None) -> int:
+    """Runs the command; returns the exit status: 1 when an image could not be read."""
     flags = _parser().parse_args(argv)
     paths = find_images(flags.images)
     network = opened_run.load(flags.workdir, which=flags.which)
     label_names, names = network.facts.label_names, readable(network.facts.label_names)
-    cam_dir = Path(flags.cam_dir or Path(flags.workdir) / "cam")
+    cam_dir = Path(flags.cam_dir or Workdir(flags.workdir).cam)
     found, failed = [], 0
     predictions = predict(
         network, paths, top_k=flags.top_k, batch_size=flags.batch_size, with_maps=flags.cam
@@ -251,13 +254,8 @@ def main(argv):
         print(json.dumps(found, indent=2, ensure_ascii=False))
     if failed:
         print(f"{failed} of {len(paths)} images could not be read.", file=sys.stderr)
-    return not failed
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names can be any bytes
-    try:
-        sys.exit(0 if main(sys.argv[1:]) else 1)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    sys.exit(command.run(main))

@@ -19,11 +19,13 @@ import tarfile
 import urllib.parse
 import urllib.request
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from data import index_cache, sources
 from errors import UserError
+from run import command
 
 
 class DataSet(NamedTuple):
@@ -266,8 +268,8 @@ def report(builder, data_dir: Path) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the command; returns the exit status."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -280,22 +282,14 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     data_dir = index_cache.data_directory(options.data_dir).absolute()
     source = options.source.expanduser().absolute() if options.source else None
-    try:
-        if options.convert:
-            if source is None:
-                raise UserError("--convert needs --from DIR, where the TFRecord files lie")
-            builder = convert(options.name, source, data_dir)
-        else:
-            builder = prepare(options.name, source, data_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if options.convert:
+        if source is None:
+            raise UserError("--convert needs --from DIR, where the TFRecord files lie")
+        builder = convert(options.name, source, data_dir)
+    else:
+        builder = prepare(options.name, source, data_dir)
     print(report(builder, data_dir))
-    return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command starts again")
+    sys.exit(command.run(main))

@@ -22,13 +22,14 @@ from PIL import ImageDraw
 from tqdm import tqdm
 
 from analysis import command
-from data import device_transforms
+from data import normalization
 from data.class_names import readable
 from data.decode import DecodeError
 from errors import UserError
 from models.activation_map import class_activation_map
 from models.resnet import max_pool_3x3
 from predict import find_images, overlay, preprocess
+from run.command import run as run_command
 
 BOX_THRESHOLD = 0.2  # of the maximum; Zhou et al., section 3.2
 
@@ -156,7 +157,7 @@ def main(argv=None):
 
 def _score(network, endpoint, top_k, variables, images):
     model = network.model
-    normalized = device_transforms.normalize(images, *network.facts.normalization)
+    normalized = normalization.normalize(images, *network.facts.normalization)
     logits, _ = model.apply(variables, normalized, train=False)
     probabilities, labels = jax.lax.top_k(jax.nn.softmax(logits[0]), top_k)
     repeated = jnp.repeat(normalized, top_k, 0)
@@ -200,4 +201,4 @@ def _draw(path, image, activation_map, label, network, out, rank):
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(run_command(main))

@@ -12,7 +12,10 @@ import jax
 import numpy as np
 
 from errors import UserError
-from input_pipeline import make_mesh, open_data
+from input_pipeline import open_data
+from run import files
+from run.mesh import make_mesh
+from run.workdir import Workdir
 from testing import opened_run
 
 SPLITS = ("test", "validation", "train")
@@ -40,23 +43,14 @@ def positive(text):
     return value
 
 
-def run(main, argv=None):
-    """Calls `main(argv)`; a user's error is one line on stderr. Returns the exit status."""
-    try:
-        return main(argv) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
 def open_workdir(args):
-    """The `opened_run.Restored` of `--workdir` and the folder for results.
+    """The opened run of `--workdir` and the folder for results.
 
     Raises:
       UserError: there is no finished checkpoint.
     """
     network = opened_run.load(args.workdir, which=args.which)
-    return network, Path(args.out) if args.out else Path(args.workdir) / "analysis"
+    return network, Path(args.out) if args.out else Workdir(args.workdir).analysis
 
 
 def load_images(network, split, number):
@@ -96,15 +90,8 @@ def write(out, name, content):
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
-    path = Path(out) / f"{name}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"header": header} | content, indent=1) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"--out={out}: cannot be written ({error}).") from error
-    return path
+    text = json.dumps({"header": header} | content, indent=1) + "\n"
+    return files.write_text(Path(out) / f"{name}.json", text, "choose another --out")
 
 
 def pyplot():

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 import models
 from analysis import command
-from data import device_transforms
+from data import normalization
+from run.command import run as run_command
 
 POINTS, UNITS, LAGS = 256, 200, 15
 EPSILON = 1e-5
@@ -161,7 +162,7 @@ def input_gradients(model, variables, images, train):
 
 def image_networks(network, images, depths, seeds):
     """`neighbour_correlation` at initialisation: `[{'family', 'depth', 'mean', 'values'}]`."""
-    x = device_transforms.normalize(images, *network.facts.normalization)
+    x = normalization.normalize(images, *network.facts.normalization)
     grid = [(family, depth) for depth in depths for family in ("plain", "resnet")]
     rows = []
     for family, depth in tqdm(grid, desc="image networks", unit="network", disable=None):
@@ -198,7 +199,7 @@ def main(argv=None):
     depths = args.depths or ([8, 20, 56] if network.model.stem == "cifar" else [18, 34])
     scalar = scalar_networks(args.runs)
     rows = image_networks(network, images, depths, args.seeds)
-    x = device_transforms.normalize(images, *network.facts.normalization)
+    x = normalization.normalize(images, *network.facts.normalization)
     gradient = jax.jit(lambda v, x: input_gradients(network.model, v, x, train=False))
     trained = neighbour_correlation(gradient(network.variables, x))
     content = {
@@ -240,4 +241,4 @@ def _plot(content, out):
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(run_command(main))

@@ -16,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from analysis import command
-from data import device_transforms
+from data import normalization
+from run.command import run as run_command
 
 MAX_SHIFT = 16
 AXES = {"down": 1, "right": 2}
@@ -62,7 +63,7 @@ def measure(network, images, shifts):
     """Changes of every endpoint at every shift, means over both directions.
 
     Args:
-      network: a `opened_run.Restored`.
+      network: a `testing.opened_run.OpenedRun`.
       images: uint8 `[number, height, width, channels]`.
       shifts: pixels, each below the image's sides.
 
@@ -84,7 +85,7 @@ def measure(network, images, shifts):
 
 
 def _endpoints(network, variables, images):
-    x = device_transforms.normalize(images, *network.facts.normalization)
+    x = normalization.normalize(images, *network.facts.normalization)
     logits, endpoints = network.model.apply(variables, x, train=False)
     kept = {name: endpoints[name].astype(jnp.float32) for name in command.stages(endpoints)}
     return kept | {"pooled": endpoints["pooled"], "logits": logits}
@@ -156,4 +157,4 @@ def _plot(rows, out):
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(run_command(main))

@@ -16,8 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from analysis import command
-from data import device_transforms
+from data import normalization
 from errors import UserError
+from run.command import run as run_command
 
 
 def branch_norms(model, variables, images):
@@ -89,7 +90,7 @@ def lesion_errors(network, images, labels, batch_size=256):
 
     @jax.jit
     def wrong(variables, images, labels):
-        x = device_transforms.normalize(images, *normalization)
+        x = normalization.normalize(images, *normalization)
         logits, _ = network.model.apply(variables, x, train=False)
         return (jnp.argmax(logits, -1) != labels).sum()
 
@@ -111,7 +112,7 @@ def main(argv=None):
     network, out = command.open_workdir(args)
     images, labels = command.load_images(network, args.split, args.images)
     step = jax.jit(functools.partial(branch_norms, network.model))
-    sample = device_transforms.normalize(images[:256], *network.facts.normalization)
+    sample = normalization.normalize(images[:256], *network.facts.normalization)
     norms = {
         name: list(map(float, values)) for name, values in step(network.variables, sample).items()
     }
@@ -152,4 +153,4 @@ def _plot(content, out):
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(run_command(main))

@@ -28,6 +28,7 @@ from tqdm import tqdm  # noqa: E402
 
 from run import logs, processes  # noqa: E402
 from run.checkpoint import UNFINISHED, Checkpoints  # noqa: E402
+from run.workdir import Workdir  # noqa: E402
 
 POLL_S = 0.002
 FAILURES = ("lost", "unreadable", "different", "different from 1 × 2", "cause not named")
@@ -89,7 +90,7 @@ class Run:
 
 def last_step(workdir):
     """The last step in metrics.jsonl, or 0."""
-    lines = logs.read_lines(Path(workdir) / logs.METRICS)
+    lines = logs.read_lines(Workdir(workdir).metrics)
     return lines[-1]["step"] if lines else 0
 
 
@@ -101,7 +102,7 @@ def last_state(workdir):
 
 def differences(workdir, reference):
     """What differs between two finished runs, as a list of names; empty when all bits are equal."""
-    metrics = [(Path(w) / logs.METRICS).read_bytes() for w in (workdir, reference)]
+    metrics = [(Workdir(w).metrics).read_bytes() for w in (workdir, reference)]
     found = ["metrics.jsonl"] if metrics[0] != metrics[1] else []
     (step_a, a), (step_b, b) = last_state(workdir), last_state(reference)
     if step_a != step_b or set(a) != set(b):

@@ -52,7 +52,7 @@ def decode_only(images, threads):
 
 def ours(images, kind, threads):
     """The host pipeline itself: decode, crop, resize, flip, batch."""
-    from data import stream, transforms
+    from data import keys, stream, transforms
     from data.sources import Record
 
     class Source:
@@ -74,7 +74,7 @@ def ours(images, kind, threads):
         # A pass that ends, so that no work is done ahead of what is counted.
         batches = stream.eval_stream(
             Source(),
-            lambda data: transform(data, transforms.random_generator(0, next(positions))),
+            lambda data: transform(data, keys.host_generator(0, next(positions))),
             image_shape=(SIZE, SIZE, 3),
             batch_size=BATCH,
             num_threads=threads,

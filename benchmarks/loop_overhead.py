@@ -29,7 +29,8 @@ import train
 from benchmarks import reports
 from configs import digits
 from run import logs
-from run.checkpoint import to_host
+from run.mesh import make_mesh, replicate, to_host
+from run.workdir import Workdir
 from training import step as train_step
 
 GOAL = 0.03
@@ -65,7 +66,7 @@ def real_loop(config, folder):
     """Seconds of all steps but the first `log_every` of a fresh run in `folder`."""
     with tempfile.TemporaryDirectory(dir=folder) as workdir, terminal():
         train.train(config, workdir)
-        lines = logs.read_lines(Path(workdir, logs.TIMING))
+        lines = logs.read_lines(Workdir(workdir).timing)
     pairs = itertools.pairwise(lines)
     return sum(
         (now["step"] - before["step"]) * config.batch_size / now["images_per_second"]
@@ -77,12 +78,12 @@ class BareLoop:
     """The compiled step of the same config on the same data, and nothing around it."""
 
     def __init__(self, config):
-        mesh = input_pipeline.make_mesh()
+        mesh = make_mesh()
         data = input_pipeline.open_data(config, mesh)
         model = models.create(config.model, data.facts.num_classes)
         state = train_step.create_state(config, model, data.facts.image_shape)
-        self._state = input_pipeline.replicate(to_host(state), mesh)
-        self._order = input_pipeline.replicate(data.initial_order(), mesh)
+        self._state = replicate(to_host(state), mesh)
+        self._order = replicate(data.initial_order(), mesh)
         self._feed = data.feed(0)
         self._run = train_step.make_run(config, model, data, mesh)
         self(config.log_every)

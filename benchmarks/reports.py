@@ -7,8 +7,7 @@ import platform
 import sys
 from pathlib import Path
 
-from errors import UserError
-from run import allocator
+from run import allocator, command, files
 
 NOTES = "\n## What was tried"
 CPU_FACTS = Path("/proc/cpuinfo")
@@ -56,19 +55,14 @@ def write(path, title, command, lines):
     text = "\n".join([f"# {title}", "", f"    {command}", "", *lines]) + "\n"
     before = path.read_text() if path.exists() else ""
     _, heading, notes = before.partition(NOTES)
-    path.write_text(text + heading + notes)
+    files.write_text(path, text + heading + notes)
     print(text)
 
 
 def run(main):
-    """Calls `main` with the command line's arguments; the exit status, 1 after a user's error.
+    """Calls `main` with the command line's arguments; returns the exit status.
 
     As in `main.py`, a process that computes on the CPU keeps what it frees.
     """
     allocator.keep_freed_memory()
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command.run(main, sys.argv[1:])

@@ -15,10 +15,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import models
-from configs import common
-from data.device_transforms import Normalization
+from configs import recipes
+from data.normalization import Normalization
 from errors import UserError
-from input_pipeline import DATA_AXIS, make_mesh, replicate
+from run.mesh import DATA_AXIS, make_mesh, replicate
 from training import step as train_step
 
 IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
@@ -50,7 +50,7 @@ class Row(NamedTuple):
         if not depth.isdigit():
             raise UserError(f"network {self.network!r}: expected e.g. resnet20 or resnet50.")
         imagenet = int(depth) in IMAGENET_DEPTHS
-        config = common.imagenet(self.network) if imagenet else common.cifar(self.network)
+        config = recipes.imagenet(self.network) if imagenet else recipes.cifar(self.network)
         config.batch_size = self.batch
         config.model.update(dtype=self.dtype, scan_blocks=False)
         config.model.update(fields)

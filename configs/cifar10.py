@@ -5,10 +5,10 @@
 The argument also takes `goyal` (modern baseline) and `quick`: `:resnet20,goyal`.
 """
 
-from configs import common
+from configs import recipes
 
 
 def get_config(arg=""):
-    config = common.cifar(arg)
+    config = recipes.cifar(arg)
     config.dataset = "cifar10"
     return config

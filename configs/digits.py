@@ -6,8 +6,8 @@ The argument takes a network (`plain56`, `resnet110`, …), `paper` for section 
 600 steps instead of the one for few images, `goyal` and `quick`: `:plain56,paper`.
 """
 
-from configs import common
+from configs import recipes
 
 
 def get_config(arg=""):
-    return common.digits(arg)
+    return recipes.digits(arg)

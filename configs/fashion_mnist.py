@@ -4,11 +4,11 @@ python prepare_data.py fashion_mnist
 python main.py --config=configs/fashion_mnist.py:resnet20      # or plain56, …
 """
 
-from configs import common
+from configs import recipes
 
 
 def get_config(arg=""):
-    config = common.cifar(arg, train_images=60_000)
+    config = recipes.cifar(arg, train_images=60_000)
     config.dataset = "fashion_mnist"
     config.data.image_size = 28
     config.eval.scales = (28,)

@@ -1,4 +1,4 @@
-"""One line on every field of `configs.common.base`, for --help."""
+"""One line on every field of `configs.recipes.base`, for --help."""
 
 HELP = {
     "dataset": "digits, cifar10, cifar100, fashion_mnist, mnist, tfds:NAME or folder:PATH",

@@ -8,7 +8,7 @@ alone (a linear probe), `:quick` shows in twenty steps that everything works. Th
 that `models.load_weights` reads; stride, pooling and normalisation become those of their origin.
 """
 
-from configs import common
+from configs import recipes
 from errors import UserError
 
 
@@ -16,7 +16,7 @@ def get_config(arg=""):
     options = set(filter(None, arg.split(",")))
     if options - {"probe", "quick"}:
         raise UserError(f"config argument {arg!r}: expected 'probe', 'quick', or both.")
-    config = common.imagenet("resnet50")
+    config = recipes.imagenet("resnet50")
     config.update(dataset="folder:PATH", replace_head=True, batch_size=64, num_steps=2_000)
     config.update(eval_every=500, checkpoint_every=500)
     config.model.update(downsample_in="3x3", frozen_bn=True)

@@ -3,8 +3,8 @@
 python main.py --config=configs/plain18.py
 """
 
-from configs import common
+from configs import recipes
 
 
 def get_config(arg=""):
-    return common.imagenet("plain18", arg)
+    return recipes.imagenet("plain18", arg)

@@ -3,8 +3,8 @@
 python main.py --config=configs/plain34.py
 """
 
-from configs import common
+from configs import recipes
 
 
 def get_config(arg=""):
-    return common.imagenet("plain34", arg)
+    return recipes.imagenet("plain34", arg)

@@ -3,8 +3,8 @@
 python main.py --config=configs/resnet34.py
 """
 
-from configs import common
+from configs import recipes
 
 
 def get_config(arg=""):
-    return common.imagenet("resnet34", arg)
+    return recipes.imagenet("resnet34", arg)

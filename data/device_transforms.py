@@ -1,20 +1,20 @@
-"""Device transforms: augmentation and normalisation of whole batches inside the compiled step.
+"""Device transforms: augmentation of whole batches inside the compiled step.
 
-Every random transform takes `keys`, one JAX key per example (`example_keys`). What happens to an
-example depends on its key alone — hence on the seed, the step and its global position — and never
-on how the batch is sharded. Each transform folds its own purpose into the keys, so that one array
-of keys serves all of them without correlating, say, the flip with the colour.
+Every random transform takes `keys`, one JAX key per example (`data.keys.example_keys`). What
+happens to an example depends on its key alone — hence on the seed, the step and its global
+position — and never on how the batch is sharded. Each transform folds its own purpose into the
+keys, so that one array of keys serves all of them without correlating, say, the flip with the
+colour.
 
-Order of use: `pad_crop_flip` (uint8) → `pca_noise` (pixel values) → `normalize` → `random_erasing`
-→ `mix` (float).
+Order of use: `pad_crop_flip` (uint8) → `pca_noise` (pixel values) → `data.normalization.normalize`
+→ `data.mixup.random_erasing` → `data.mixup.mix` (float).
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data.keys import Augmentation, keys_for
 from errors import UserError
 
 # Eigenvalues and eigenvectors (columns) of the covariance of ImageNet's RGB values in [0, 1], as
@@ -29,91 +29,6 @@ PCA_EIGENVECTORS = np.array(
     ],
     np.float32,
 )
-
-# Purposes folded into the keys; changing a number changes every run.
-CROP_FLIP, PCA, MIX, ERASE = range(4)
-
-
-class Normalization(NamedTuple):
-    """`(pixel - mean) / std`, both in pixel values [0, 255], broadcastable to [height, width, c].
-
-    A per-pixel mean (the paper's, section 3.4) has the shape of an image; a per-channel mean has
-    shape [c] and fits every image size. This class owns the constants of a run: they are saved
-    with the checkpoint as `to_dict()`.
-    """
-
-    mean: np.ndarray
-    std: np.ndarray
-
-    def to_dict(self) -> dict:
-        """Nested lists of floats, for JSON; `from_dict` is the exact inverse."""
-        return {"mean": np.asarray(self.mean).tolist(), "std": np.asarray(self.std).tolist()}
-
-    @classmethod
-    def from_dict(cls, constants: dict) -> "Normalization":
-        """The inverse of `to_dict`."""
-        return cls(
-            np.asarray(constants["mean"], np.float32), np.asarray(constants["std"], np.float32)
-        )
-
-    @classmethod
-    def from_images(cls, images: np.ndarray, *, per_pixel: bool) -> "Normalization":
-        """Statistics of uint8 images [number, height, width, c], summed exactly.
-
-        The mean is per pixel ([height, width, c]) or per channel ([c]); the standard deviation is
-        per channel, taken around the per-channel mean, and 1 for a constant channel.
-        """
-        number, height, width, channels = images.shape
-        if number == 0:
-            raise UserError("normalisation needs at least one image; the training split is empty")
-        sums = images.sum(axis=0, dtype=np.int64)
-        squares = np.zeros(channels, np.int64)
-        for start in range(0, number, 1024):  # int64 squares of a whole set would take gigabytes
-            chunk = images[start : start + 1024].astype(np.int32)
-            squares += np.square(chunk).sum(axis=(0, 1, 2), dtype=np.int64)
-        pixels = number * height * width
-        mean = sums.sum(axis=(0, 1)) / pixels
-        std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
-        std[std == 0] = 1
-        chosen = sums / number if per_pixel else mean
-        return cls(chosen.astype(np.float32), std.astype(np.float32))
-
-
-# ImageNet's channel statistics, by the names that `config.data.normalization` has for them.
-CONSTANTS = {
-    # What torchvision's and timm's weights were trained with: 255 × (.485, .456, .406) and
-    # 255 × (.229, .224, .225).
-    "imagenet": Normalization(
-        mean=np.array([123.675, 116.28, 103.53], np.float32),
-        std=np.array([58.395, 57.12, 57.375], np.float32),
-    ),
-    # What the authors' Caffe weights and Keras' copies of them were trained with: RGB, undivided.
-    "caffe": Normalization(
-        mean=np.array([123.68, 116.779, 103.939], np.float32), std=np.ones(3, np.float32)
-    ),
-}
-
-
-def example_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
-    """One key per example: `key` (seed and step already folded in) with the global position.
-
-    Args:
-      key: one typed or raw JAX key.
-      positions: int [batch], the examples' positions in the global batch.
-    Returns:
-      Keys [batch].
-    """
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
-
-
-def for_purpose(keys: jax.Array, purpose: int) -> jax.Array:
-    """Keys [batch] of one purpose, from the examples' keys."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, purpose)
-
-
-def _per_example(values: jax.Array) -> jax.Array:
-    """[batch] → [batch, 1, 1, 1]."""
-    return values.reshape(values.shape[0], 1, 1, 1)
 
 
 def pad_crop_flip(
@@ -139,7 +54,7 @@ def pad_crop_flip(
         offset = jax.random.randint(crop_key, (2,), -pad, pad + 1)
         return offset, jax.random.bernoulli(flip_key)
 
-    offsets, mirrored = jax.vmap(draw)(for_purpose(keys, CROP_FLIP))
+    offsets, mirrored = jax.vmap(draw)(keys_for(keys, Augmentation.CROP_FLIP))
     rows = jnp.arange(height)[None, :] + offsets[:, :1]
     columns = jnp.arange(width)[None, :] + offsets[:, 1:]
     if flip:
@@ -201,32 +116,7 @@ def random_resized_crop(
         mirrored = flip & jax.random.bernoulli(flip_key)
         return jnp.where(mirrored, resized[:, ::-1], resized)
 
-    return jax.vmap(crop)(for_purpose(keys, CROP_FLIP), images)
-
-
-def normalize(images: jax.Array, mean, std, dtype=jnp.float32) -> jax.Array:
-    """`(images - mean) / std`, computed in float32, returned in `dtype`.
-
-    Args:
-      images: [batch, height, width, channels], pixel values [0, 255], uint8 or float.
-      mean, std: broadcastable to [height, width, channels], in pixel values (`Normalization`).
-      dtype: of the result.
-    Raises:
-      UserError: when the constants do not fit the images (a per-pixel mean of another size).
-    """
-    mean, std = (jnp.asarray(constant, jnp.float32) for constant in (mean, std))
-    for name, constant in (("mean", mean), ("std", std)):
-        trailing = images.shape[images.ndim - constant.ndim :] if constant.ndim <= 3 else ()
-        fits = constant.ndim <= 3 and all(
-            size in (1, expected) for size, expected in zip(constant.shape, trailing, strict=True)
-        )
-        if not fits:
-            raise UserError(
-                f"normalisation: {name} of shape {constant.shape} does not fit images of shape "
-                f"{tuple(images.shape[1:])}; use a per-channel mean for images of another size"
-            )
-    mean, std = (c.reshape((1,) * (images.ndim - c.ndim) + c.shape) for c in (mean, std))
-    return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
+    return jax.vmap(crop)(keys_for(keys, Augmentation.CROP_FLIP), images)
 
 
 def pca_noise(keys: jax.Array, images: jax.Array, *, std: float = 0.1) -> jax.Array:
@@ -247,7 +137,7 @@ def pca_noise(keys: jax.Array, images: jax.Array, *, std: float = 0.1) -> jax.Ar
             f"pca_noise is defined for 3 colour channels, not for {images.shape[-1]}; "
             "set config.augment.pca_noise = 0"
         )
-    alphas = jax.vmap(lambda key: jax.random.normal(key, (3,)))(for_purpose(keys, PCA))
+    alphas = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys_for(keys, Augmentation.COLOUR))
     # A sum, not a matmul: accelerators may run float32 matmuls in lower precision.
     scaled = alphas * (255 * std * jnp.asarray(PCA_EIGENVALUES))[None, :]
     shifts = (scaled[:, None, :] * jnp.asarray(PCA_EIGENVECTORS)[None]).sum(axis=-1)

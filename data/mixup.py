@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.device_transforms import ERASE, MIX, for_purpose
+from data.keys import Augmentation, keys_for
 from errors import UserError
 
 _ERASE_ATTEMPTS = 10
@@ -83,7 +83,7 @@ def mix(
     def partner(values):
         return values.reshape(batch // 2, 2, *values.shape[1:])[:, ::-1].reshape(values.shape)
 
-    weights, kept = jax.vmap(draw)(for_purpose(keys, MIX), partner(valid))
+    weights, kept = jax.vmap(draw)(keys_for(keys, Augmentation.MIX), partner(valid))
     weights = weights[..., None].astype(images.dtype)
     images = weights * images + (1 - weights) * partner(images)
     kept = kept[:, None].astype(targets.dtype)
@@ -134,5 +134,5 @@ def random_erasing(
         erase = fits.any() & (jax.random.uniform(apply_key) < probability)
         return erase & _box_mask(height, width, start, start + box)
 
-    erased = jax.vmap(draw)(for_purpose(keys, ERASE))
+    erased = jax.vmap(draw)(keys_for(keys, Augmentation.ERASE))
     return jnp.where(erased[..., None], jnp.zeros((), images.dtype), images)

@@ -1,26 +1,20 @@
-"""Small sets on the device: the compiled step draws its batch from (seed, step)."""
+"""Small sets on the devices: the compiled step draws its batch from (seed, step)."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
 
-from data import small_sets
+from data import normalization, small_sets
+from data.corrupt import CorruptRecords
+from data.facts import Facts, split_of, training_share
+from data.feed import Batch, ConstantFeed, padded_batches
+from data.keys import Purpose, key_for
 from errors import UserError
-from input_pipeline import (
-    DATA_AXIS,
-    ORDER,
-    Facts,
-    checked_validation_size,
-    data_key,
-    normalization_for,
-    padded_batches,
-    replicate,
-    split_of,
-)
-
-KINDS = ("none", "pad_crop_flip", "random_resized_crop")
+from run.mesh import replicate
 
 
 class Order(NamedTuple):
@@ -31,27 +25,28 @@ class Order(NamedTuple):
 
 
 class Resident:
-    """A small set on the devices; `draw` runs inside the compiled step."""
+    """A small set on the devices; `draw` runs inside the compiled step.
+
+    Attributes:
+      facts: what a network must know of the data.
+      feed_spec: how `feed` lies on the mesh.
+      corrupt: empty, since a damaged small set is refused as a whole.
+    """
 
     feed_spec = PartitionSpec()
 
-    def __init__(self, config, mesh):
-        if config.augment.kind not in KINDS:
-            raise UserError(
-                f"augment.kind={config.augment.kind!r}: device-resident images take one of "
-                f"{KINDS}; other kinds need data.resident=False."
-            )
-        self._config = config
-        self._mesh = mesh
+    def __init__(self, config: ConfigDict, mesh: Mesh):
+        self._config, self._mesh = config, mesh
         self._loaded = {}
         train = self._split("train")
         self.facts = Facts(
             dataset=config.dataset,
             label_names=train.label_names,
             image_shape=train.images.shape[1:],
-            normalization=normalization_for(config, train.images),
+            normalization=normalization.by_name(config.data.normalization, train.images),
             num_train=len(train.images),
         )
+        self.corrupt = CorruptRecords(0.0, self.split_size)
         self.steps_per_epoch = len(train.images) // config.batch_size
         if self.steps_per_epoch == 0:
             raise UserError(
@@ -67,40 +62,38 @@ class Resident:
         images = self._loaded[name]
         if not is_cut:
             return images
-        number = len(images.images)
-        cut = number - checked_validation_size(c.data.validation_size, number)
-        part = slice(cut) if split == "train" else slice(cut, None)
+        share = training_share(c, len(images.images))
+        part = slice(share) if split == "train" else slice(share, None)
         return images._replace(images=images.images[part], labels=images.labels[part])
 
-    def feed(self, start_step):
+    def feed(self, start_step: int) -> ConstantFeed:
         """What every step needs: here the whole training set, replicated over the devices."""
         del start_step
         train = self._split("train")
-        return Constant(replicate({"image": train.images, "label": train.labels}, self._mesh))
+        return ConstantFeed(replicate({"image": train.images, "label": train.labels}, self._mesh))
 
-    def initial_order(self):
+    def initial_order(self) -> Order:
         """The carry of `draw` before any epoch has been drawn."""
         return Order(jnp.int32(-1), jnp.zeros(self.facts.num_train, jnp.int32))
 
-    def draw(self, order, step, arrays):
-        """This device's part of batch `step` (inside shard_map over `data`).
+    def draw(self, order: Order, step: jax.Array, arrays: Batch) -> tuple[Order, Batch]:
+        """This device's part of batch `step` (inside shard_map over the mesh).
 
         The last `num_train mod batch_size` images of an epoch's permutation are left out.
 
         Returns:
           `(order, batch)`.
         """
-        size = self._config.batch_size
-        seed = self._config.seed
+        size, seed = self._config.batch_size, self._config.seed
         epoch, position = step // self.steps_per_epoch, step % self.steps_per_epoch
 
         def permute():
-            key = jax.random.fold_in(jax.random.fold_in(data_key(seed), ORDER), epoch)
+            key = key_for(seed, Purpose.ORDER, epoch)
             return Order(epoch, jax.random.permutation(key, self.facts.num_train).astype(jnp.int32))
 
         order = jax.lax.cond(order.epoch == epoch, lambda: order, permute)
         local = size // self._mesh.size
-        first = jax.lax.axis_index(DATA_AXIS) * local
+        first = jax.lax.axis_index(self._mesh.axis_names) * local
         index = jax.lax.dynamic_slice(order.permutation, (position * size + first,), (local,))
         return order, {
             "image": arrays["image"][index],
@@ -108,23 +101,11 @@ class Resident:
             "valid": jnp.ones(local, bool),
         }
 
-    def evaluation(self, split):
+    def evaluation(self, split: str) -> Iterator[Batch]:
         """Host batches over a split, each image once, the last one padded."""
         images = self._split(split)
         return padded_batches(images.images, images.labels, self._config.eval.batch_size)
 
-    def split_size(self, split):
+    def split_size(self, split: str) -> int:
         """Number of images in 'train', 'validation' or 'test'."""
         return len(self._split(split).images)
-
-
-class Constant:
-    """A feed that is the same at every step and never waits."""
-
-    wait_seconds = 0.0
-
-    def __init__(self, value):
-        self._value = value
-
-    def __next__(self):
-        return self._value

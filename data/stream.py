@@ -10,21 +10,19 @@ by starting at its step.
 
 import functools
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
-from data import transforms
+from data import keys, transforms
 from data.decode import DecodeError
 from data.sources import Record, Source
 from errors import UserError
 
 # What a source raises when a record cannot be read.
 _READ_ERRORS = (OSError, ValueError, RuntimeError)
-# Where the shuffle's random numbers start in Philox's counter; those of the crops start at 0.
-_ORDER = 2**128
 # Far more batches than any run trains on.
 _ENDLESS = 2**40
 
@@ -62,24 +60,12 @@ def train_transform(
         cropping and flipping then happen on the device.
       image_size: side of the result.
       flip: mirror half of the images; not for 'none' and 'pad_crop_flip'.
-    Raises:
-      UserError: unknown kind, or ranges that cannot work.
     """
     if kind == "random_resized_crop":
-        if not (0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1]):
-            raise UserError(
-                f"random_resized_crop: area {tuple(area)} must be increasing within (0, 1], "
-                f"aspect {tuple(aspect)} increasing and positive"
-            )
         return functools.partial(
             transforms.random_resized_crop, size=image_size, area=area, aspect=aspect, flip=flip
         )
     if kind == "scale_jitter":
-        if not image_size <= resize_min <= resize_max:
-            raise UserError(
-                f"scale_jitter: resize_min={resize_min}, resize_max={resize_max}, "
-                f"image_size={image_size}; expected image_size ≤ resize_min ≤ resize_max"
-            )
         return functools.partial(
             transforms.scale_jitter_crop,
             size=image_size,
@@ -87,26 +73,16 @@ def train_transform(
             resize_max=resize_max,
             flip=flip,
         )
-    if kind in ("none", "pad_crop_flip"):
-        resize = eval_transform(resize=image_size, image_size=image_size)
-        return lambda data, generator: resize(data)
-    raise UserError(
-        f"config.augment.kind={kind!r}; expected 'none', 'pad_crop_flip', 'random_resized_crop' "
-        "or 'scale_jitter'"
-    )
+    resize = eval_transform(resize=image_size, image_size=image_size)
+    return lambda data, generator: resize(data)
 
 
 def eval_transform(*, resize: int, image_size: int) -> Callable[[bytes], np.ndarray]:
     """Shorter side to `resize`, antialiased, and the central crop: bytes → uint8 [size, size, 3].
 
-    Raises:
-      UserError: when image_size > resize.
+    Args:
+      resize, image_size: 1 ≤ image_size ≤ resize.
     """
-    if not 1 <= image_size <= resize:
-        raise UserError(
-            f"config.eval.resize={resize}, image_size={image_size}: the crop exceeds the image; "
-            "expected 1 ≤ image_size ≤ resize"
-        )
     return lambda data: transforms.resize_and_crop(
         transforms.decode(data), resize=resize, size=image_size
     )
@@ -120,8 +96,7 @@ def record_order(length: int, seed: int) -> Callable[[int], int]:
 
     @functools.lru_cache(maxsize=2)  # batches straddle epochs
     def permutation(epoch: int) -> np.ndarray:
-        generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, epoch], counter=_ORDER))
-        return generator.permutation(np.arange(length, dtype=np.int32))
+        return keys.host_order_generator(seed, epoch).permutation(np.arange(length, dtype=np.int32))
 
     return lambda position: int(permutation(position // length)[position % length])
 
@@ -139,7 +114,6 @@ def train_stream(
     num_threads: int = 0,
     prefetch: int = 4,
     on_corrupt: str = "error",
-    max_corrupt_fraction: float = 0.001,
 ) -> Iterator[HostBatch]:
     """This process's rows of the training batches start_step, start_step + 1, …, without end.
 
@@ -153,11 +127,8 @@ def train_stream(
       num_threads: 0 for as many as this process may use cores.
       prefetch: batches kept ready.
       on_corrupt: 'error' names the record; 'mask' yields zeros with valid = False.
-      max_corrupt_fraction: with 'mask', the share of the data set's records that may be corrupt;
-        counted are those that this iterator has met, each once.
     Raises:
-      UserError: a corrupt record ('error') or too many ('mask'), at `next`; at once for arguments
-        that cannot work.
+      UserError: a corrupt record ('error'), at `next`; at once for arguments that cannot work.
     """
     rows = _rows_per_process(batch_size, process_count)
     if not len(source):
@@ -170,14 +141,13 @@ def train_stream(
         examples = (
             (
                 order(position),
-                lambda data, p=position: transform(data, transforms.random_generator(seed, p)),
+                lambda data, p=position: transform(data, keys.host_generator(seed, p)),
             )
             for position in range(first, first + rows)
         )
         return load(step, rows, examples)
 
-    batches = _threaded(batch, _ENDLESS, start_step, num_threads, prefetch)
-    return _limited(batches, len(source), max_corrupt_fraction)
+    return _threaded(batch, _ENDLESS, start_step, num_threads, prefetch)
 
 
 def eval_stream(
@@ -191,7 +161,6 @@ def eval_stream(
     num_threads: int = 0,
     prefetch: int = 4,
     on_corrupt: str = "error",
-    max_corrupt_fraction: float = 0.001,
 ) -> Iterator[HostBatch]:
     """This process's rows of every record once, in order.
 
@@ -208,8 +177,7 @@ def eval_stream(
         indices = range(first, min(first + rows, length))
         return load(step, rows, ((index, transform) for index in indices))
 
-    batches = _threaded(batch, eval_batches(length, batch_size), 0, num_threads, prefetch)
-    return _limited(batches, length, max_corrupt_fraction)
+    return _threaded(batch, eval_batches(length, batch_size), 0, num_threads, prefetch)
 
 
 def eval_batches(length: int, batch_size: int) -> int:
@@ -227,8 +195,6 @@ def _rows_per_process(batch_size: int, process_count: int) -> int:
 
 def _loader(source: Source, image_shape: tuple[int, ...], on_corrupt: str):
     """A function (step, rows, [(record index, transform)]) → HostBatch, padded to `rows`."""
-    if on_corrupt not in ("error", "mask"):
-        raise UserError(f"config.data.on_corrupt={on_corrupt!r}; expected 'error' or 'mask'")
 
     def load(step: int, rows: int, examples) -> HostBatch:
         arrays = {
@@ -279,23 +245,3 @@ def _threaded(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, prefetch, threads))
     batches = grain.MapDataset.range(length).map(batch)[start:]
     return iter(batches.to_iter_dataset(options))
-
-
-def _limited(
-    batches: Iterator[HostBatch], records: int, max_corrupt_fraction: float
-) -> Iterator[HostBatch]:
-    names: set[str] = set()
-    for batch in batches:
-        names.update(batch.corrupt)
-        check_share(names, records, max_corrupt_fraction)
-        yield batch
-
-
-def check_share(names: Collection[str], records: int, max_corrupt_fraction: float) -> None:
-    """Raises UserError when more than this share of `records` records is corrupt: `names`."""
-    if len(names) > max_corrupt_fraction * records:
-        raise UserError(
-            f"{len(names):,} of {records:,} records are corrupt, more than "
-            f"config.data.max_corrupt_fraction={max_corrupt_fraction} allows: "
-            f"{', '.join(sorted(names)[:10])}; repair or remove them"
-        )

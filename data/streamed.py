@@ -1,41 +1,39 @@
 """Large sets from disk: decoded and cropped on the host's threads, fed two batches ahead."""
 
 import itertools
-import logging
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
 
-from data import sources, stream
-from data.device_transforms import CONSTANTS
-from input_pipeline import (
-    DATA_AXIS,
-    Facts,
-    Feed,
-    checked_validation_size,
-    normalization_for,
-    split_of,
-)
-from run import processes
+from data import normalization, sources, stream
+from data.corrupt import CorruptRecords, check_share
+from data.facts import Facts, split_of, training_share
+from data.feed import Batch, Feed
+from run.mesh import DATA_AXIS
 
-LOG = logging.getLogger("residual")
 NORMALIZATION_SAMPLE = 2_000  # images that the set's own statistics are taken from
 
 
 class Streamed:
-    """A large set: decoded and cropped on the host's threads (`data.stream`)."""
+    """A large set: decoded and cropped on the host's threads (`data.stream`).
+
+    Attributes:
+      facts: what a network must know of the data.
+      feed_spec: how `feed` lies on the mesh.
+      corrupt: the records that were left out.
+    """
 
     feed_spec = PartitionSpec(DATA_AXIS)
 
-    def __init__(self, config, mesh):
-        self._config = config
-        self._mesh = mesh
+    def __init__(self, config: ConfigDict, mesh: Mesh):
+        self._config, self._mesh = config, mesh
         self._sources = {}
-        self._corrupt = {}  # split → names met by this process
-        self._corrupt_in_batch = {}  # training step → names
         self._start_step = 0
+        self.corrupt = CorruptRecords(config.data.max_corrupt_fraction, self.split_size)
         train = self.source("train")
         size = config.data.image_size
         self.facts = Facts(
@@ -46,7 +44,7 @@ class Streamed:
             num_train=len(train),
         )
 
-    def source(self, split):
+    def source(self, split: str) -> sources.Source:
         """Records of 'train', 'validation' or 'test': `len` and `[i]` → encoded image and label."""
         if split not in self._sources:
             c = self._config
@@ -55,7 +53,7 @@ class Streamed:
             source = sources.open_source(dataset, name, c.data_dir)
             if is_cut and c.data.validation_size:
                 number = len(source)
-                cut = number - checked_validation_size(c.data.validation_size, number)
+                cut = training_share(c, number)
                 # Folders are sorted by class, so the held-out images are drawn; the same ones for
                 # every seed, as in a published split.
                 order = np.random.default_rng(0).permutation(number)
@@ -65,14 +63,14 @@ class Streamed:
             self._sources[split] = source
         return self._sources[split]
 
-    def split_size(self, split):
+    def split_size(self, split: str) -> int:
         """Number of records in 'train', 'validation' or 'test'."""
         return len(self.source(split))
 
-    def feed(self, start_step):
+    def feed(self, start_step: int) -> Feed:
         """Batches from `start_step` on, two transfers ahead."""
         self._start_step = start_step
-        return Feed(self._reported(self._train_batches(start_step), "train"), self._mesh)
+        return Feed(self.corrupt.watch("train", self._train_batches(start_step)), self._mesh)
 
     def _train_batches(self, start_step):
         c, a = self._config, self._config.augment
@@ -94,11 +92,11 @@ class Streamed:
             **self._host_options(self.facts.image_shape),
         )
 
-    def initial_order(self):
+    def initial_order(self) -> tuple:
         """Nothing to carry: the host draws the order."""
         return ()
 
-    def draw(self, order, step, batch):
+    def draw(self, order: tuple, step: jax.Array, batch: Batch) -> tuple[tuple, Batch]:
         """The batch as it came; a masked row shows a valid image, so that BN sees no black ones."""
         del step
         if self._config.data.on_corrupt == "mask":
@@ -107,14 +105,20 @@ class Streamed:
             batch = batch | {"image": batch["image"][shown]}
         return order, batch
 
-    def evaluation(self, split):
+    def evaluation(self, split: str) -> Iterator[Batch]:
         """Host batches over a split, resized and center-cropped, the last one padded."""
         c = self._config
         size = c.data.image_size
         transform = stream.eval_transform(resize=max(size, c.eval.resize), image_size=size)
         return self.evaluation_with(split, transform, self.facts.image_shape)
 
-    def evaluation_with(self, split, transform, shape, indices=None):
+    def evaluation_with(
+        self,
+        split: str,
+        transform: Callable[[bytes], np.ndarray],
+        shape: Sequence[int],
+        indices: np.ndarray | None = None,
+    ) -> Iterator[Batch]:
         """The same with another transform, bytes → uint8 `shape`, over all or some records."""
         source = self.source(split)
         batches = stream.eval_stream(
@@ -123,33 +127,17 @@ class Streamed:
             batch_size=self._config.eval.batch_size,
             **self._host_options(shape),
         )
-        return self._reported(batches, split)
+        return self.corrupt.watch(split, batches)
 
-    def masked_in_training(self, first, last):
+    def masked_in_training(self, first: int, last: int) -> list[str]:
         """Names of the corrupt records in training batches `first` … `last` − 1, on any process.
 
         Every process makes the same calls, with increasing steps.
         """
         # A run that continues inside this range has not met the batches before its start.
-        missed = max(0, min(last, self._start_step) - first)
-        for batch in itertools.islice(self._train_batches(first), missed):
-            self._corrupt_in_batch[batch.step] = batch.corrupt
-        steps = range(first, last)
-        return processes.gathered(n for s in steps for n in self._corrupt_in_batch.pop(s, ()))
-
-    def masked_in_evaluation(self, split):
-        """Names of the corrupt records that testing on `split` met, on any process.
-
-        Raises:
-          UserError: more than `data.max_corrupt_fraction` of its records.
-        """
-        names = processes.gathered(self._corrupt.get(split, ()))
-        self.check_share(split, names)
-        return names
-
-    def check_share(self, split, names):
-        """Raises UserError when more than `data.max_corrupt_fraction` of a split is corrupt."""
-        stream.check_share(names, self.split_size(split), self._config.data.max_corrupt_fraction)
+        number = max(0, min(last, self._start_step) - first)
+        missed = itertools.islice(self._train_batches(first), number)
+        return self.corrupt.of_steps(first, last, missed)
 
     def _host_options(self, shape):
         d = self._config.data
@@ -160,22 +148,12 @@ class Streamed:
             "num_threads": d.num_threads,
             "prefetch": d.prefetch,
             "on_corrupt": d.on_corrupt,
-            "max_corrupt_fraction": d.max_corrupt_fraction,
         }
 
-    def _reported(self, batches, split):
-        known = self._corrupt.setdefault(split, set())
-        for batch in batches:
-            for name in sorted(set(batch.corrupt) - known):
-                LOG.warning("Corrupt record, masked: %s", name)
-            known.update(batch.corrupt)
-            if batch.corrupt and split == "train":
-                self._corrupt_in_batch[batch.step] = batch.corrupt
-            yield batch.arrays
-
     def _normalization(self, train):
-        if self._config.data.normalization in CONSTANTS:
-            return normalization_for(self._config, None)
+        name = self._config.data.normalization
+        if name in normalization.CONSTANTS:
+            return normalization.by_name(name, None)
         size = self._config.data.image_size
         every = max(1, len(train) // NORMALIZATION_SAMPLE)
         sample = _Subset(train, np.arange(0, len(train), every)[:NORMALIZATION_SAMPLE])
@@ -185,8 +163,9 @@ class Streamed:
             batch_size=len(sample),
             **self._host_options((size, size, 3)) | {"process_index": 0, "process_count": 1},
         )
-        arrays = next(iter(batches)).arrays
-        return normalization_for(self._config, arrays["image"][arrays["valid"]])
+        batch = next(iter(batches))
+        check_share(batch.corrupt, len(sample), self._config.data.max_corrupt_fraction)
+        return normalization.by_name(name, batch.arrays["image"][batch.arrays["valid"]])
 
 
 class _Subset:

@@ -37,14 +37,6 @@ class Box(NamedTuple):
     width: float
 
 
-def random_generator(seed: int, position: int) -> np.random.Generator:
-    """The generator of one example: a pure function of the run's seed and the example's position.
-
-    Philox is a counter-based generator: neighbouring keys give independent streams.
-    """
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, position % 2**64]))
-
-
 # ---- Training crops
 
 

@@ -1,13 +1,12 @@
-"""Residual networks and their plain twins: `create` builds one, `load_weights` fills it."""
+"""Residual networks and their plain twins: `create` builds one."""
 
 import dataclasses
 import math
 
 from errors import UserError
 from models.resnet import VARIANTS, ResNet, architecture
-from weights.door import load_weights
 
-__all__ = ["create", "load_weights"]
+__all__ = ["check", "create"]
 
 CHOICES = {
     "shortcut": ("A", "B", "C"),
@@ -49,6 +48,11 @@ def create(model_config, num_classes):
     model = ResNet(num_classes=num_classes, **fields)
     _validate(model)
     return model
+
+
+def check(model_config):
+    """Raises UserError for fields that describe no network."""
+    create(model_config, num_classes=1)
 
 
 def _validate(model):

@@ -8,7 +8,6 @@ where it was.
 import argparse
 import logging
 import shlex
-import signal
 import statistics
 import sys
 from collections.abc import Mapping
@@ -17,10 +16,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import train
-from configs import cifar10, cifar100, common, digits, fashion_mnist
+from configs import cifar10, cifar100, digits, fashion_mnist, recipes
 from errors import UserError
 from paper import result
 from run import logs
+from run.workdir import Workdir
 
 LOG = logging.getLogger("residual")
 
@@ -94,24 +94,6 @@ def parser(name, description, *, depths=None, dataset="cifar10"):
     return p
 
 
-def run(main, argv=None):
-    """Calls a command's `main(argv)` as `main.py` does: user errors in one line, status 1."""
-    # `force`: an import may have set a format already.
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr, force=True)
-    LOG.setLevel(logging.INFO)
-    try:
-        main(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except train.Interrupted as stopped:
-        print(f"{stopped}; run the same command to continue.", file=sys.stderr)
-        return 128 + stopped.signum
-    except KeyboardInterrupt:  # outside training there is nothing to save
-        return 128 + signal.SIGINT
-    return 0
-
-
 def uses_cifar_networks(dataset):
     """Whether a data set takes the CIFAR networks by default: sets of whole arrays do."""
     return ":" not in dataset
@@ -129,7 +111,7 @@ def recipe(dataset, network, networks="cifar"):
       `(config, notes)`: notes are sentences for the result.
     """
     if networks == "imagenet":
-        config = common.imagenet(network)
+        config = recipes.imagenet(network)
         config.dataset = dataset
         paper = "tfds:imagenet2012"
         if dataset.startswith("folder:"):
@@ -199,7 +181,7 @@ def _resize(config, args, notes, entry):
         factor = args.steps / config.num_steps
     if factor <= 0:
         raise UserError("--steps, --scale: expected a positive number.")
-    common.scale_schedule(config, factor)
+    recipes.scale_schedule(config, factor)
     if args.batch_size is not None:
         config.batch_size = args.batch_size
     if args.image_size is not None and not config.data.resident:
@@ -254,7 +236,7 @@ def _folder(dataset):
 
 def curves(workdir):
     """Error in % over steps of a run: `{'train': [[step, error], …], 'validation': …}`."""
-    lines = logs.read_lines(Path(workdir) / logs.METRICS)
+    lines = logs.read_lines(Workdir(workdir).metrics)
     return {
         split: [
             [line["step"], round(100 * line["top1_error"], 4)]

@@ -7,6 +7,7 @@ python -m paper.figure1 --dataset=digits --seeds 0 1 2
 import sys
 
 from paper import degradation, experiment
+from run import command
 
 TITLE = "Figure 1: deeper plain networks train worse"
 
@@ -19,4 +20,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main))
+    sys.exit(command.run(main))

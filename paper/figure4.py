@@ -10,6 +10,7 @@
 import sys
 
 from paper import degradation, experiment, imagenet_form, numbers, result
+from run import command
 
 TITLE = "Figure 4 and table 2: 18 and 34 layers on ImageNet"
 DEPTHS = {"imagenet": [18, 34], "cifar": [20, 56]}
@@ -49,4 +50,4 @@ def tables(summary):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main))
+    sys.exit(command.run(main))

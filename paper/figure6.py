@@ -10,6 +10,7 @@ against 1202 layers, is `--depths 110 1202`. The paper does not draw plain-110 (
 import sys
 
 from paper import degradation, experiment
+from run import command
 
 DEPTHS = [20, 32, 44, 56, 110]
 TITLE = "Figure 6: plain and residual networks over depths"
@@ -26,4 +27,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main))
+    sys.exit(command.run(main))

@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from data import device_transforms
 from errors import UserError
-from input_pipeline import make_mesh, open_data
+from input_pipeline import open_data
 from models.ops.conv import Conv
 from paper import degradation, experiment, plots, result
+from run import command
+from run.mesh import make_mesh
 from testing import opened_run
 
 TITLE = "Figure 7: standard deviations of layer responses"
@@ -85,7 +86,7 @@ def _moments(model, variables, normalization, images, valid):
             moments[convs[name]] = (number, (weights * x).sum(), (weights * x * x).sum())
         return output
 
-    x = device_transforms.normalize(images, *normalization)
+    x = normalization.normalize(images, *normalization)
     with nn.intercept_methods(record):
         model.apply(variables, x, train=False)
     # A list keeps the order of the layers through jit, where a dictionary would be sorted.
@@ -183,4 +184,4 @@ def _depth(name):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main))
+    sys.exit(command.run(main))

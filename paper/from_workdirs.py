@@ -1,12 +1,10 @@
 """What tables 4 and 5 share: testing given workdirs with a protocol, each only once."""
 
-from pathlib import Path
-
 from tqdm import tqdm
 
 import evaluate
-from configs import workdir as workdir_config
 from paper import experiment, result
+from run.workdir import Workdir
 from testing import opened_run
 
 PAPER_SCALES = (224, 256, 384, 480, 640)
@@ -38,7 +36,7 @@ def run(args, title, groups, tables):
     known = (result.read(args.out, args.name) or {}).get("measured", [])
     bar = tqdm(groups, desc=args.name, unit="test", disable=None)
     measured = [_measured(args, group, known) for group in bar]
-    runs = [{"seed": workdir_config.get_config(folder).seed} for folder in args.workdirs]
+    runs = [{"seed": Workdir(folder).read_config().seed} for folder in args.workdirs]
     args.dataset = measured[0]["dataset"]
     return result.publish(
         args.out,
@@ -52,7 +50,7 @@ def run(args, title, groups, tables):
 
 def _measured(args, workdirs, known):
     first, *others = workdirs
-    config = workdir_config.get_config(first)
+    config = Workdir(first).read_config()
     config.eval.update(protocol=args.protocol, split=args.split, ensemble=tuple(others))
     if args.scales:
         config.eval.scales = tuple(args.scales)
@@ -77,7 +75,7 @@ def tested(config, workdir, known=()):
     """
     members = [opened_run.load(folder) for folder in (workdir, *config.eval.ensemble)]
     question = evaluate.question(config, members)
-    last = result.read(workdir, Path(evaluate.RESULT_FILE).stem)
+    last = result.read(workdir, Workdir(workdir).evaluation.stem)
     for one in (*known, *([last] if last else [])):
         if all(one.get(key) == value for key, value in question.items()):
             return one

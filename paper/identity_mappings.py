@@ -12,6 +12,7 @@ import statistics
 import sys
 
 from paper import experiment, numbers, result
+from run import command
 
 TITLE = "Identity mappings: shortcuts (table 1) and activations (table 2)"
 TABLE1 = {
@@ -104,4 +105,4 @@ def _row(name, mine, paper):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main))
+    sys.exit(command.run(main))

@@ -1,7 +1,7 @@
 """What figure 4, table 2 and table 3 share: ImageNet networks, tested with ten crops."""
 
-from configs import workdir as workdir_config
 from paper import experiment, from_workdirs
+from run.workdir import Workdir
 
 
 def parser(name, description):
@@ -44,6 +44,6 @@ def train_and_test(args, entries):
 
 def ten_crop(workdir):
     """Errors of a run with ten crops."""
-    config = workdir_config.get_config(workdir)
+    config = Workdir(workdir).read_config()
     config.eval.protocol = "10crop"
     return from_workdirs.tested(config, workdir)

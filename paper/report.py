@@ -30,6 +30,7 @@ from paper import (
     table5,
     table6,
 )
+from run import command, files
 
 STYLE = """
 :root { color-scheme: light }
@@ -94,7 +95,7 @@ def main(argv=None):
         links = [os.path.relpath(Path(args.results, figure), out) for figure in content["figures"]]
         markdown += [*_markdown(content | {"figures": links}, name, found is not None), ""]
         body.append(_html(content, name, found is not None, args.results))
-    page = result.write_text(out, "report.md", "\n".join(markdown))
+    page = files.write_text(Path(out, "report.md"), "\n".join(markdown))
     whole = (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
@@ -103,7 +104,7 @@ def main(argv=None):
         + "\n".join([_contents(titles), *body])
         + "\n</body></html>\n"
     )
-    html_page = result.write_text(out, "report.html", whole)
+    html_page = files.write_text(Path(out, "report.html"), whole)
     print(f"{page}, {html_page}: {counts[0]} parts run, {counts[1]} not run.")
 
 
@@ -179,4 +180,4 @@ def _inline_svg(path, name):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main))
+    sys.exit(command.run(main))

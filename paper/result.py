@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from errors import UserError
+from run import files
 
 NOT_RUN = "not run"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -31,19 +32,6 @@ def header(*, command, dataset=None, seeds=(), scaled=()):
         "seeds": list(seeds),
         "scaled": list(scaled),
     }
-
-
-def write_text(out, file_name, text):
-    """Writes `<out>/<file_name>` atomically; returns its path."""
-    path = Path(out) / file_name
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"--out={out}: cannot be written ({error}).") from error
-    return path
 
 
 def read(out, name):
@@ -87,9 +75,9 @@ def publish(out, name, title, head, tables, *, figures=(), remarks=(), **details
         "remarks": list(remarks),
         **details,
     }
-    write_text(out, f"{name}.json", json.dumps(content, indent=1) + "\n")
+    files.write_text(Path(out, f"{name}.json"), json.dumps(content, indent=1) + "\n")
     text = "\n".join(markdown(content)) + "\n"
-    write_text(out, f"{name}.md", text)
+    files.write_text(Path(out, f"{name}.md"), text)
     print(text)
     return content
 

@@ -11,10 +11,11 @@ import sys
 from tqdm import tqdm
 
 import models
-from configs import common
+from configs import recipes
 from models.resnet import architecture
 from models.summary import summary
 from paper import experiment, numbers, result
+from run import command
 
 TITLE = "Table 1: architectures, parameters and multiply-adds"
 DEPTHS = [18, 34, 50, 101, 152]
@@ -49,7 +50,7 @@ def main(argv=None):
 
 def count(depth, residual=True):
     """Blocks, parameters and multiply-adds of one network, in all and of every stage."""
-    config = common.imagenet(f"{'resnet' if residual else 'plain'}{depth}").model
+    config = recipes.imagenet(f"{'resnet' if residual else 'plain'}{depth}").model
     rows = summary(models.create(config, CLASSES), (SIZE, SIZE, 3))
     config.downsample_in = "3x3"
     later = summary(models.create(config, CLASSES), (SIZE, SIZE, 3))
@@ -113,4 +114,4 @@ def tables(counted):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main))
+    sys.exit(command.run(main))

@@ -5,8 +5,8 @@ python -m paper.table2 --dataset=tfds:imagenet2012      # the same as python -m 
 
 import sys
 
-from paper import experiment
 from paper.figure4 import main
+from run import command
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main))
+    sys.exit(command.run(main))

@@ -9,6 +9,7 @@ Section 4.1; errors are those of ten crops. The plain network is trained as well
 import sys
 
 from paper import experiment, imagenet_form, numbers, result
+from run import command
 
 TITLE = "Table 3: identity and projection shortcuts"
 DEPTHS = {"imagenet": [34, 50, 101, 152], "cifar": [56]}
@@ -64,4 +65,4 @@ def tables(summary, top5=None):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main))
+    sys.exit(command.run(main))

@@ -8,7 +8,8 @@ Section 4.1: the network is applied to the whole image with its shorter side at 
 
 import sys
 
-from paper import experiment, from_workdirs, numbers, result
+from paper import from_workdirs, numbers, result
+from run import command
 
 TITLE = "Table 4: best single models"
 
@@ -37,4 +38,4 @@ def tables(measured):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main))
+    sys.exit(command.run(main))

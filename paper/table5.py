@@ -8,7 +8,8 @@ ImageNet's test set, whose labels are not public: here the split is `--split`.
 
 import sys
 
-from paper import experiment, from_workdirs, numbers, result
+from paper import from_workdirs, numbers, result
+from run import command
 
 TITLE = "Table 5: ensembles"
 
@@ -34,4 +35,4 @@ def tables(measured):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main))
+    sys.exit(command.run(main))

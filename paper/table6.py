@@ -9,6 +9,7 @@ import sys
 import models
 from models.summary import count_parameters
 from paper import experiment, numbers, result
+from run import command
 
 DEPTHS = [20, 32, 44, 56, 110, 1202]
 TITLE = "Table 6: residual networks of 20 to 1202 layers"
@@ -62,4 +63,4 @@ def parameters(name):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main))
+    sys.exit(command.run(main))

@@ -13,64 +13,33 @@ import logging
 import shutil
 import sys
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from errors import UserError
-from run import processes
+from errors import UserError, first_line
+from run import files, processes
+from run.mesh import to_host
+from run.workdir import Workdir
 
 LOG = logging.getLogger("residual")
-FOLDER = "checkpoints"
 VALIDATION_FILE = "validation_errors.json"
 LOCK_FILE = ".lock"
 UNFINISHED = ".orbax-checkpoint-tmp*"  # what a kill during a save leaves behind
 DELETING = "deleting-"  # and during a deletion
 
 
-def _without_closed_loops(previous):
-    """A hook for exceptions that nobody can catch, without those that follow a damaged file.
-
-    Orbax gives up a restore at the first error; what tensorstore's threads read after that finds
-    the event loop closed, and each prints a traceback.
-    """
-
-    def hook(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
-            previous(unraisable)
-
-    return hook
-
-
-sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
-
-
-def committed_steps(directory):
-    """Steps of the checkpoints in a `<workdir>/checkpoints`, ascending; none without the folder."""
-    if not directory.is_dir():
-        return []
-    names = [path.name for path in directory.iterdir() if path.is_dir()]
-    return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
-
-
-def to_host(tree):
-    """NumPy copies of a tree of arrays that are whole on this process (replicated over devices)."""
-
-    def copy(x):
-        return np.asarray(x.addressable_data(0) if isinstance(x, jax.Array) else x)
-
-    return jax.tree.map(copy, tree)
-
-
-def flatten(tree):
+def flatten(tree: Any) -> dict[str, Any]:
     """Leaves by dotted path, e.g. `params.stage1.block1.conv1.kernel`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def fill(template, arrays):
+def fill(template: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """A tree like `template` with the arrays of a checkpoint; ignores those it does not ask for.
 
     Raises:
@@ -112,9 +81,10 @@ class Checkpoints:
       UserError: the folder cannot be written, or another run is writing to it.
     """
 
-    def __init__(self, workdir, keep=3, read_only=False):
+    def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False):
         self._keep = keep
-        self._directory = (Path(workdir) / FOLDER).absolute()
+        self._workdir = Workdir(workdir)
+        self._directory = self._workdir.checkpoints.absolute()
         self._verified = set()
         self._written = None  # the step of the last save, until it has been read back
         self._lock = None
@@ -122,19 +92,21 @@ class Checkpoints:
             return
         if not read_only:
             self._lock = _locked(self._directory)
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._without_closed_loops
         alone = ocp.options.MultiprocessingOptions(
-            primary_host=0, active_processes={0}, barrier_sync_key_prefix=FOLDER
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="checkpoints"
         )
         handler = ocp.CompositeCheckpointHandler(
             "state", "facts", composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
         )
         self._orbax = ocp.AsyncCheckpointer(handler, multiprocessing_options=alone)
 
-    def steps(self):
+    def steps(self) -> list[int]:
         """Committed steps, ascending; whether they are good is known only after reading them."""
-        return committed_steps(self._directory)
+        return self._workdir.committed_steps()
 
-    def save(self, step, tree, validation_error=None):
+    def save(self, step: int, tree: Any, validation_error: float | None = None) -> None:
         """Starts writing `tree` (any tree of arrays) as `step` and returns; see `wait`.
 
         The previous save is completed and verified first, then what the policy no longer keeps is
@@ -160,7 +132,7 @@ class Checkpoints:
                 ),
             )
 
-    def wait(self):
+    def wait(self) -> None:
         """Blocks until the last save is committed, reads it back and deletes what is too old.
 
         Raises:
@@ -175,14 +147,16 @@ class Checkpoints:
             self._read(step)
         except Exception as error:  # damage shows as almost any exception
             LOG.warning(
-                "Checkpoint %d does not read back (%s); older ones are kept.", step, _line(error)
+                "Checkpoint %d does not read back (%s); older ones are kept.",
+                step,
+                first_line(error),
             )
             return
         self._verified.add(step)
         with self._storage_errors():
             self._delete_old(step)
 
-    def restore(self, template, which="last"):
+    def restore(self, template: Any, which: str = "last") -> tuple[int, Any, float | None] | None:
         """Reads the newest good checkpoint, or the best one on validation data.
 
         Damaged ones are passed over with a warning that names them; `set_aside` moves them.
@@ -209,7 +183,7 @@ class Checkpoints:
                 "Use the config it was trained with, or another --workdir."
             ) from problem
 
-    def set_aside(self, newer_than):
+    def set_aside(self, newer_than: int) -> None:
         """Renames damaged checkpoints newer than a step, so that the step can be saved again."""
         if jax.process_index() > 0:
             return
@@ -222,7 +196,7 @@ class Checkpoints:
                 (self._directory / str(step)).rename(target)
                 LOG.warning("Moved the damaged checkpoint of step %d to %s.", step, target)
 
-    def close(self):
+    def close(self) -> None:
         """Completes and verifies the last save; releases the lock."""
         if jax.process_index() > 0:
             return
@@ -231,10 +205,13 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception):  # a failed save has been reported by `wait`
                 self._orbax.close()
+            sys.unraisablehook = self._hook
             if self._lock:
                 self._lock.close()
 
-    def read(self, which="last"):
+    def read(
+        self, which: str = "last"
+    ) -> tuple[dict[str, np.ndarray], tuple[int, float | None] | None]:
         """As `restore`, without a template and on one process.
 
         Returns:
@@ -251,7 +228,7 @@ class Checkpoints:
             try:
                 arrays = self._read(step)
             except Exception as error:  # damage shows as almost any exception
-                problems.append(f"{self._directory / str(step)}: {_line(error)}")
+                problems.append(f"{self._directory / str(step)}: {first_line(error)}")
                 LOG.warning("Checkpoint %s is damaged and passed over.", problems[-1])
                 continue
             if problems:
@@ -262,6 +239,15 @@ class Checkpoints:
             f"no good checkpoint: {'; '.join(problems) or 'none has a validation error'}. "
             f"To train again from the start, use another --workdir or remove {self._directory}."
         )
+
+    def _without_closed_loops(self, unraisable):
+        """Passes on exceptions that nobody can catch, but for those that follow a damaged file.
+
+        Orbax gives up a restore at the first error; what tensorstore's threads read after that
+        finds the event loop closed, and each would print a traceback.
+        """
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._hook(unraisable)
 
     def _read(self, step):
         """The arrays of a checkpoint by name; raises unless every checksum matches."""
@@ -285,9 +271,8 @@ class Checkpoints:
             return {}  # absent, or damaged: then no checkpoint is the best
 
     def _record(self, step, validation_error):
-        temporary = self._directory / f"{VALIDATION_FILE}.tmp"
-        temporary.write_text(json.dumps(self._validation_errors() | {str(step): validation_error}))
-        temporary.replace(self._directory / VALIDATION_FILE)
+        errors = self._validation_errors() | {str(step): validation_error}
+        files.write_text(self._directory / VALIDATION_FILE, json.dumps(errors))
 
     def _by_validation_error(self):
         """Steps with a validation error, the best first and of equals the later."""
@@ -313,7 +298,7 @@ class Checkpoints:
         except Exception as error:
             last = f"step {max(self._verified)}" if self._verified else "none of this process"
             raise UserError(
-                f"{self._directory}: the checkpoint could not be written ({_line(error)}); "
+                f"{self._directory}: the checkpoint could not be written ({first_line(error)}); "
                 f"the last good one is {last}. Free space or choose another --workdir, then run "
                 "the same command again."
             ) from error
@@ -339,7 +324,3 @@ def _locked(directory):
     except OSError:  # a file system without locks
         LOG.warning("%s: cannot be locked; do not train twice in one workdir.", directory)
     return handle
-
-
-def _line(error):
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

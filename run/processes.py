@@ -1,31 +1,29 @@
-"""The processes of a run: joining them, what they must agree on, and how signals end them.
-
-Exit status of a run that a signal ended: 128 + its number (SIGINT 130, SIGTERM 143).
-"""
+"""The processes of a run: joining them, what they tell each other, and what ends them together."""
 
 import collections
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import signal
-import sys
-import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from errors import UserError
+from errors import UserError, first_line
+from run.signals import Signals
 
+LAG = 2  # calls after which processes read each other's signals, so that none waits for another
 HEARTBEAT_TIMEOUT_S = 60  # after which a process that hangs counts as dead
-HANDLED = (signal.SIGINT, signal.SIGTERM)
 PEER_GONE = (
     "another process of this run has ended or cannot be reached. Run the same command on every "
     "process again: it continues from the last checkpoint."
 )
-LAG = 2  # calls after which processes read each other's signals, so that none waits for another
 # The environments from which jax.distributed knows the run: the number of processes, and another
 # variable that is only set inside one of them.
 CLUSTERS = (
@@ -34,21 +32,17 @@ CLUSTERS = (
 )
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop; everything up to `step` is saved."""
-
-    def __init__(self, step, signum):
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
-        self.step = step
-        self.signum = signum
-
-
-def in_cluster():
+def in_cluster() -> bool:
     """Whether Slurm (srun) or Open MPI (mpirun) started this process as one of several."""
     return any(int(os.environ.get(n, 1)) > 1 and v in os.environ for n, v in CLUSTERS)
 
 
-def join(coordinator_address="", num_processes=0, process_id=-1, multihost=False):
+def join(
+    coordinator_address: str = "",
+    num_processes: int = 0,
+    process_id: int = -1,
+    multihost: bool = False,
+) -> None:
     """Makes this process one of a run of several; does nothing for a run of one.
 
     What is left out comes from the cluster's environment; `multihost` says that there is one that
@@ -84,10 +78,12 @@ def join(coordinator_address="", num_processes=0, process_id=-1, multihost=False
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"the processes of this run could not be joined ({_line(error)}); see that process 0 "
+            f"the processes of this run could not be joined ({first_line(error)}); see that process 0 "
             "runs at --coordinator_address and that all were started with the same --num_processes."
         ) from error
     ctypes.pythonapi.PyOS_setsig(signal.SIGABRT, _on_abort)
+    if jax.process_index() > 0:  # one voice is enough
+        logging.getLogger("residual").setLevel(logging.WARNING)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -102,53 +98,10 @@ def _on_abort(_):
     os._exit(1)
 
 
-def shared_failure(error):
+def shared_failure(error: Exception) -> bool:
     """Whether an error of JAX says that another process is gone."""
     signs = ("gloo", "nccl", "connection", "coordination", "heartbeat", "unavailable")
     return jax.process_count() > 1 and any(sign in str(error).lower() for sign in signs)
-
-
-class Signals:
-    """Turns the first SIGINT or SIGTERM into `received`; a second SIGINT ends the process at once.
-
-    A thread reads the signals, since Python's own handlers wait while the main thread is inside a
-    compilation or waits for the device. While `nothing_to_lose` the first signal ends the process.
-    """
-
-    def __init__(self, nothing_to_lose=False):
-        self.received = 0
-        self.nothing_to_lose = nothing_to_lose
-        self._previous = {}
-
-    def __enter__(self):
-        if threading.current_thread() is not threading.main_thread():
-            return self  # a notebook's worker: signals stay as they are
-        reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        self._previous = {n: signal.signal(n, lambda *_: None) for n in HANDLED}
-        self._previous_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
-        return self
-
-    def _watch(self, reader):
-        with open(reader, "rb", buffering=0) as pipe:
-            while number := pipe.read(1):
-                if number[0] in HANDLED:
-                    self._receive(number[0])
-
-    def _receive(self, signum):
-        if self.nothing_to_lose or (self.received and signum == signal.SIGINT):
-            name = signal.Signals(signum).name
-            os.write(2, f"\nended by {name}; run the same command to continue.\n".encode())
-            os._exit(128 + signum)
-        self.received = self.received or signum
-
-    def __exit__(self, *exc):
-        if self._previous:
-            signal.set_wakeup_fd(self._previous_fd)
-            for signum, handler in self._previous.items():
-                signal.signal(signum, handler)
-            os.close(self._writer)
 
 
 class Stop:
@@ -156,9 +109,13 @@ class Stop:
 
     Every process makes the same calls in the same order. On several processes an answer is `LAG`
     calls old, so that asking waits for nothing; on one it is a look at `signals.received`.
+
+    Attributes:
+      signum: the last answer.
     """
 
-    def __init__(self, signals, mesh):
+    def __init__(self, signals: Signals, mesh: Mesh):
+        self.signum = 0
         self._signals = signals
         self._pending = collections.deque()
         self._alone = jax.process_count() == 1
@@ -168,7 +125,11 @@ class Stop:
             lambda flags: flags.max(), out_shardings=NamedSharding(mesh, PartitionSpec())
         )
 
-    def __call__(self):
+    def __call__(self) -> int:
+        self.signum = self._answer()
+        return self.signum
+
+    def _answer(self):
         if self._alone:
             return self._signals.received
         flags = np.full(self._mine, self._signals.received, np.int32)
@@ -179,7 +140,7 @@ class Stop:
         return int(self._pending.popleft().addressable_data(0))
 
 
-def from_first(read):
+def from_first(read: Callable[[], tuple[dict, Any]]) -> tuple[dict, Any]:
     """What `read()` returns on the first process, bit for bit on every process, or its UserError.
 
     Args:
@@ -208,7 +169,7 @@ def from_first(read):
     return received, message["facts"]
 
 
-def gathered(strings):
+def gathered(strings: Iterable[str]) -> list[str]:
     """The strings of every process, sorted and each once: the same list on all of them."""
     if jax.process_count() == 1:
         return sorted(set(strings))
@@ -226,30 +187,11 @@ def _broadcast(value, size):
 
 
 @contextlib.contextmanager
-def failures_named():
+def failures_named() -> Iterator[None]:
     """Turns an error of JAX that says that another process is gone into a UserError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if not shared_failure(error):
             raise
-        raise UserError(f"{PEER_GONE} ({_line(error)})") from error
-
-
-@contextlib.contextmanager
-def ended_by_errors():
-    """Of several processes, ends this one at once on an error, with its message and status 1.
-
-    An orderly exit would wait for the others, and they for this one.
-    """
-    try:
-        yield
-    except UserError as error:
-        if jax.process_count() == 1:
-            raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
-
-
-def _line(error):
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        raise UserError(f"{PEER_GONE} ({first_line(error)})") from error

@@ -1,16 +1,15 @@
-"""Whose folder a workdir is: the config that it was started with, and whether a run may go on."""
+"""The folder of a run: the names of its files, whose it is, and reading what it says of itself."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import jax
+from ml_collections import ConfigDict
 
-from configs import common
-from errors import UserError
-from run.checkpoint import FOLDER, committed_steps
-from run.logs import METRICS
-
-CONFIG_FILE = "config.json"
+from configs import base
+from errors import UserError, first_line
+from run import files
 
 # A run may be continued with other values of these: they change no number of the training, but for
 # what happens after a fault, which a run that stopped there is told to choose.
@@ -29,93 +28,126 @@ FREE_FIELDS = (
 )
 
 
-def saved_config(workdir):
-    """What config.json of a workdir holds, as dictionaries, or None for a new one.
+class Workdir:
+    """Where everything of a run lies; nobody else spells these names."""
 
-    Raises:
-      UserError: it cannot be read.
-    """
-    path = Path(workdir) / CONFIG_FILE
-    try:
-        saved = json.loads(path.read_text()) if path.exists() else None
-        if not isinstance(saved, dict | None):
-            raise ValueError("no JSON object")
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.facts = self.path / "data.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.timing = self.path / "timing.jsonl"
+        self.events = self.path / "events"  # the beginning of the names of TensorBoard's files
+        self.curves = self.path / "curves.png"
+        self.evaluation = self.path / "evaluation.json"
+        self.precise_bn = self.path / "precise_bn.npz"
+        self.analysis = self.path / "analysis"
+        self.cam = self.path / "cam"
+        self.export = self.path / "export"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def saved_config(self) -> dict[str, Any] | None:
+        """What config.json holds, as nested dictionaries, or None for a new workdir.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        try:
+            saved = json.loads(self.config.read_text()) if self.config.exists() else None
+            if not isinstance(saved, dict | None):
+                raise ValueError("no JSON object")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.config}: cannot be used ({error}); choose another --workdir, or the folder "
+                "of a run whose config.json is whole."
+            ) from error
         return saved
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--workdir={workdir}: cannot be used ({error}); choose another folder, or the folder "
-            "of a run whose config.json is whole."
-        ) from error
 
+    def read_config(self) -> ConfigDict:
+        """The complete config of a run that must exist; new fields have today's defaults.
 
-def claim(config, workdir):
-    """Writes config.json into a new workdir, or checks that an existing one belongs to this run.
+        Raises:
+          UserError: there is no config.json, or it cannot be read.
+        """
+        saved = self.saved_config()
+        if saved is None:
+            raise not_a_run(self.config, "there is no such file")
+        return base.from_dict(saved)
 
-    A run that ended before its first checkpoint or line of metrics binds nobody.
+    def claim(self, config: ConfigDict, write: bool = True) -> None:
+        """Writes config.json into a new workdir, or checks that an existing one is this run's.
 
-    Raises:
-      UserError: the folder cannot be written, or its config differs in a way that matters.
-    """
-    path = Path(workdir) / CONFIG_FILE
-    fields = json.loads(config.to_json_best_effort())
-    saved = saved_config(workdir)
-    try:
-        if not _has_begun(Path(workdir)):
-            saved = None
-        Path(workdir).mkdir(parents=True, exist_ok=True)
-        if saved is None and jax.process_index() == 0:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(fields, indent=2))
-            temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir}: cannot be used ({error}); choose a folder that can be written."
-        ) from error
-    if saved is not None:
+        A run that ended before its first checkpoint or line of metrics binds nobody.
+
+        Args:
+          config: of the run, complete.
+          write: whether this process is the one that writes.
+
+        Raises:
+          UserError: the folder cannot be written, or its config differs in a way that matters.
+        """
+        fields, saved = base.to_dict(config), self.saved_config()
+        if saved is None or not self._has_begun():
+            if write:
+                text = json.dumps(fields, indent=2)
+                files.write_text(self.config, text, "choose another --workdir")
+            return
+        # A field that is newer than the run had the value that is its default today.
+        then = base.flatten(base.to_dict(base.base())) | base.flatten(saved)
+        now = base.flatten(fields)
         differing = [
-            key
-            for key in _differences(saved, fields)
-            if not _is_free(key) and not _is_new(key, saved, fields)
+            f"{key}: {then.get(key)!r} there, {now.get(key)!r} now"
+            for key in sorted(now | then)
+            if now.get(key) != then.get(key) and not _is_free(key)
         ]
         if differing:
-            listed = "; ".join(
-                f"{key}: {_lookup(saved, key)!r} there, {_lookup(fields, key)!r} now"
-                for key in differing
-            )
             raise UserError(
-                f"--workdir={workdir} holds a run with another config ({listed}). "
+                f"--workdir={self} holds a run with another config ({'; '.join(differing)}). "
                 "Use another --workdir, or the same config to continue."
             )
 
+    def _has_begun(self) -> bool:
+        has_line = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return has_line or bool(self.committed_steps())
 
-def _has_begun(workdir):
-    metrics = workdir / METRICS
-    has_line = metrics.exists() and metrics.stat().st_size > 0
-    return has_line or bool(committed_steps(workdir / FOLDER))
+    def committed_steps(self) -> list[int]:
+        """Steps of the checkpoints, ascending; none without the folder."""
+        if not self.checkpoints.is_dir():
+            return []
+        names = [path.name for path in self.checkpoints.iterdir() if path.is_dir()]
+        return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Writes what the run knows of its data.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        advice = "free space or make the folder writable, then run the same command again"
+        files.write_text(self.facts, json.dumps(facts), advice)
+
+    def read_facts(self) -> Any:
+        """The inverse of `write_facts`.
+
+        Raises:
+          UserError: there is no such file, or it is damaged.
+        """
+        try:
+            return json.loads(self.facts.read_text())
+        except (OSError, ValueError) as error:
+            raise not_a_run(self.facts, first_line(error)) from error
 
 
-def _is_free(key):
+def not_a_run(path: Path, reason: str) -> UserError:
+    """What is said of a file that every workdir has and this one has not, or not whole."""
+    return UserError(
+        f"{path}: cannot be read ({reason}); expected --workdir to be the folder of a run that "
+        "`python main.py --config=… --workdir=…` has started."
+    )
+
+
+def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(free + ".") for free in FREE_FIELDS)
-
-
-def _is_new(key, saved, fields):
-    """Whether the run began before there was this field, whose default is what it did."""
-    default = _lookup(json.loads(common.base().to_json_best_effort()), key)
-    return _lookup(saved, key) is None and _lookup(fields, key) == default
-
-
-def _differences(a, b, prefix=""):
-    keys = []
-    for key in sorted(set(a) | set(b)):
-        x, y = a.get(key), b.get(key)
-        if isinstance(x, dict) and isinstance(y, dict):
-            keys += _differences(x, y, f"{prefix}{key}.")
-        elif x != y:
-            keys.append(prefix + key)
-    return keys
-
-
-def _lookup(fields, dotted):
-    for key in dotted.split("."):
-        fields = fields.get(key) if isinstance(fields, dict) else None
-    return fields

@@ -1,44 +1,44 @@
-"""A workdir, opened again: the network, its weights and what it knows of its data."""
+"""A run, opened again: the network, its weights and what it knows of its data."""
 
 import logging
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 import models
-from configs import workdir as workdir_config
-from errors import UserError
-from input_pipeline import Facts
+import weights
+from data.facts import Facts
+from errors import UserError, first_line
 from run.checkpoint import Checkpoints
-from weights import door as pretrained
+from run.workdir import Workdir, not_a_run
 
 LOG = logging.getLogger("residual")
 
 
-class Restored(NamedTuple):
-    """What `load` found in a workdir.
+class OpenedRun(NamedTuple):
+    """What `load` found in a workdir, or `from_weight_file` in a file.
 
     Attributes:
-      workdir: the folder.
+      workdir: the folder; for a weight file, the file.
       config: of the run, complete.
-      facts: image shape, class names and normalisation (`input_pipeline.Facts`).
+      facts: image shape, class names and normalisation.
       model: the network with its blocks one by one (`scan_blocks=False`), as they lie on disk.
       variables: `params` and `batch_stats` as NumPy arrays; the averaged ones with `ema_decay`.
       step: training steps behind these weights.
     """
 
     workdir: str
-    config: Any
+    config: ConfigDict
     facts: Facts
     model: nn.Module
     variables: Any
     step: int
 
 
-def load(workdir, which="last"):
+def load(workdir: str, which: str = "last") -> OpenedRun:
     """Opens a workdir; nothing but the folder is needed, and nothing in it is changed.
 
     Args:
@@ -48,47 +48,64 @@ def load(workdir, which="last"):
     Raises:
       UserError: it is not a run's folder, or it holds no finished checkpoint of its network.
     """
-    config = workdir_config.get_config(workdir)
-    facts = Facts.load(workdir)
-    model = models.create(config.model, facts.num_classes).clone(scan_blocks=False, remat="none")
-    image = jnp.zeros((1, *facts.image_shape))
-    template = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
-    averaged = bool(config.optim.ema_decay)
-    folder = Path(workdir) / "checkpoints"
-    if not folder.is_dir():
+    folder = Workdir(workdir)
+    config = folder.read_config()
+    facts = read_facts(folder)
+    model, template = _network(config, facts)
+    if config.optim.ema_decay:
+        template = {"ema": template}
+    if not folder.checkpoints.is_dir():
         raise _no_checkpoint(folder)
     checkpoints = Checkpoints(workdir, read_only=True)
-    found = checkpoints.restore({"ema": template} if averaged else template, which=which)
+    try:
+        found = checkpoints.restore(template, which=which)
+    finally:
+        checkpoints.close()
     if found is None:
         raise _no_checkpoint(folder)
     step, variables, _ = found
-    return Restored(
-        str(workdir), config, facts, model, variables["ema"] if averaged else variables, step
-    )
+    return OpenedRun(str(workdir), config, facts, model, variables.get("ema", variables), step)
 
 
-def from_weight_file(config, facts):
+def read_facts(folder: Workdir) -> Facts:
+    """What the run knows of its data.
+
+    Raises:
+      UserError: data.json is missing or damaged.
+    """
+    try:
+        return Facts.from_dict(folder.read_facts())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise not_a_run(folder.facts, first_line(error)) from error
+
+
+def from_weight_file(config: ConfigDict, facts: Facts) -> OpenedRun:
     """Opens `config.init_from`, weights from elsewhere, as the network of `config.model`.
 
     Args:
-      config: what `pretrained.adopted` returns.
+      config: what `training.start.adopted` returns.
       facts: of the data that `config` opens.
 
     Raises:
       UserError: the file cannot be read or does not fit the network or the number of classes.
     """
-    model = models.create(config.model, facts.num_classes).clone(scan_blocks=False, remat="none")
-    image = jnp.zeros((1, *facts.image_shape))
-    # The file replaces every array, so the template is one of shapes.
-    template = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
-    variables, notes = pretrained.load_weights(config.init_from, config.model, template)
+    model, template = _network(config, facts)
+    variables, notes = weights.load_weights(config.init_from, config.model, template)
     for note in notes:
         LOG.info(note)
-    return Restored(config.init_from, config, facts, model, variables, 0)
+    return OpenedRun(config.init_from, config, facts, model, variables, 0)
+
+
+def _network(config, facts):
+    """The network with its blocks one by one, and the shapes of its variables."""
+    model = models.create(config.model, facts.num_classes).clone(scan_blocks=False, remat="none")
+    image = jnp.zeros((1, *facts.image_shape))
+    return model, jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
 
 
 def _no_checkpoint(folder):
     return UserError(
-        f"{folder}: holds no finished checkpoint; expected the folder of a run that has saved at "
-        "least once (checkpoint_every steps). Train it first, or give another --workdir."
+        f"{folder.checkpoints}: holds no finished checkpoint; expected the folder of a run that "
+        "has saved at least once (checkpoint_every steps). Train it first, or give another "
+        "--workdir."
     )

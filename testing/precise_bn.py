@@ -5,26 +5,31 @@ The authors' released models carry such averages, computed after training.
 
 import logging
 import zipfile
-from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data import device_transforms
+from data.normalization import normalize
 from errors import UserError
-from input_pipeline import DATA_AXIS
 from models.ops.norm import BN_MOMENTUM
-from run.checkpoint import fill, flatten, to_host
+from run import files
+from run.checkpoint import fill, flatten
+from run.mesh import DATA_AXIS, to_host
+from run.workdir import Workdir
+from testing.opened_run import OpenedRun
 
 LOG = logging.getLogger("residual")
-FILE = "precise_bn.npz"
 
 
-def apply(member, config, data, mesh):
-    """A `opened_run.Restored` whose `batch_stats` are precise ones.
+def apply(run: OpenedRun, config: ConfigDict, data: Any, mesh: Mesh) -> OpenedRun:
+    """An opened run whose `batch_stats` are precise ones.
 
     They are read from the workdir when they were stored for the same step and number of batches;
     else computed, and stored with `config.eval.store_precise_bn`.
@@ -32,24 +37,29 @@ def apply(member, config, data, mesh):
     Raises:
       UserError: the network never updates its statistics, or the file cannot be written.
     """
-    if member.model.frozen_bn:
+    if run.model.frozen_bn:
         raise UserError(
-            f"{member.workdir}: model.frozen_bn=True keeps its statistics; eval.precise_bn "
+            f"{run.workdir}: model.frozen_bn=True keeps its statistics; eval.precise_bn "
             "cannot replace them."
         )
     batches = config.eval.precise_bn_batches
-    path = Path(member.workdir) / FILE
-    stats = _read(path, member, batches)
+    path = Workdir(run.workdir).precise_bn
+    stats = _read(path, run, batches)
     if stats is None:
-        stats = statistics(
-            member.model, member.variables, member.facts.normalization, data, batches, mesh
-        )
+        stats = statistics(run.model, run.variables, run.facts.normalization, data, batches, mesh)
         if config.eval.store_precise_bn and jax.process_index() == 0:
-            _write(path, stats, member.step, batches)
-    return member._replace(variables={**member.variables, "batch_stats": stats})
+            _write(path, stats, run.step, batches)
+    return run._replace(variables={**run.variables, "batch_stats": stats})
 
 
-def statistics(model, variables, normalization, data, batches, mesh):
+def statistics(
+    model: nn.Module,
+    variables: Any,
+    normalization: Any,
+    data: Any,
+    batches: int,
+    mesh: Mesh,
+) -> Any:
     """Mean and variance of every BN layer over `batches` training batches.
 
     Each batch is normalised by its own statistics, as in training; a layer's mean is the mean over
@@ -87,7 +97,7 @@ def _moments(model, data, mesh):
 
     def moments(variables, normalization, order, step, feed):
         order, batch = data.draw(order, step, feed)
-        images = device_transforms.normalize(batch["image"], *normalization)
+        images = normalize(batch["image"], *normalization)
         zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
         _, updated = model.apply(
             {"params": variables["params"], "batch_stats": zeros},
@@ -123,22 +133,17 @@ def _map_layers(convert, stats):
     )
 
 
-def _read(path, member, batches):
+def _read(path, run, batches):
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            if (int(arrays["step"]), int(arrays["batches"])) != (member.step, batches):
+            if (int(arrays["step"]), int(arrays["batches"])) != (run.step, batches):
                 return None
-            return fill(member.variables["batch_stats"], dict(arrays))
+            return fill(run.variables["batch_stats"], dict(arrays))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _write(path, stats, step, batches):
-    temporary = path.with_suffix(".tmp")
-    try:
-        with open(temporary, "wb") as handle:
-            np.savez(handle, step=step, batches=batches, **flatten(stats))
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}).") from error
+    with files.explained(path), files.whole(path) as temporary, open(temporary, "wb") as handle:
+        np.savez(handle, step=step, batches=batches, **flatten(stats))
     LOG.info("Precise BN statistics of step %d are in %s.", step, path)

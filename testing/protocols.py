@@ -14,11 +14,11 @@ import numpy as np
 import optax
 from PIL import Image
 
-from data import device_transforms, transforms
+from data import transforms
+from data.normalization import normalize
 from errors import UserError
 
 TOP_K = 5
-NAMES = ("center", "10crop", "multiscale")
 # Longer over shorter side of what multi-scale testing scores. An image takes the nearest, so that
 # there are at most 15 shapes per scale (both orientations); photographs are mostly 4/3 and 3/2.
 ASPECTS = (1, 9 / 8, 5 / 4, 4 / 3, 3 / 2, 5 / 3, 16 / 9, 2)
@@ -28,7 +28,7 @@ class Protocol(NamedTuple):
     """How one image is tested.
 
     Attributes:
-      name: one of `NAMES`.
+      name: 'center', '10crop' or 'multiscale'.
       views: `(images, normalization) → tuple of views`, see the module's docstring.
       averages_scores: average the scores before the softmax, instead of the probabilities.
     """
@@ -40,7 +40,7 @@ class Protocol(NamedTuple):
 
 def single_view(images, normalization):
     """The image as it is: the center crop, or the CIFAR networks' single view (section 4.2)."""
-    return (device_transforms.normalize(images, *normalization)[:, None],)
+    return (normalize(images, *normalization)[:, None],)
 
 
 CENTER = Protocol("center", single_view)
@@ -97,7 +97,7 @@ def _normalized(views, normalization):
     if mean.ndim == 3 and mean.shape[:2] != views.shape[2:4]:
         mean = jax.image.resize(mean, (*views.shape[2:4], mean.shape[-1]), "linear")
     flat = views.reshape(-1, *views.shape[2:])
-    return device_transforms.normalize(flat, mean, std).reshape(views.shape)
+    return normalize(flat, mean, std).reshape(views.shape)
 
 
 def log_probabilities(model, variables, views, averages_scores):

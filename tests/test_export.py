@@ -13,7 +13,8 @@ import pytest
 
 import export
 import models
-from data import device_transforms
+import weights
+from data import normalization
 from errors import UserError
 from testing import opened_run
 from tests.support.untrained import make_workdir
@@ -58,7 +59,7 @@ def test_stablehlo_runs_without_this_code_at_any_batch_size(network, images, tmp
     command = [sys.executable, "-c", ALONE, path, tmp_path / "in.npz", tmp_path / "out.npz"]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
-    normalized = device_transforms.normalize(images, *network.facts.normalization)
+    normalized = normalization.normalize(images, *network.facts.normalization)
     apply = jax.jit(lambda v, x: network.model.apply(v, x, train=False)[0])
     expected = apply(network.variables, normalized)
     found = np.load(tmp_path / "out.npz")
@@ -86,7 +87,7 @@ def test_safetensors_come_back_through_the_door(network, tmp_path):
     template = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
     )
-    loaded, notes = models.load_weights(path, network.config.model, template)
+    loaded, notes = weights.load_weights(path, network.config.model, template)
     assert notes == [] and conventions(path).downsample_in == "1x1"
     jax.tree.map(np.testing.assert_array_equal, loaded, network.variables)
 

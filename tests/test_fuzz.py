@@ -9,17 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import app, flags
 from hypothesis import assume
 from hypothesis import strategies as st
 
 import main
 import models
-import train
-from configs import common
+from configs import base, recipes
 from errors import UserError
 from tests.support.fuzzing import CASES, counted_cases, fuzz  # noqa: F401 — a fixture
 from training import optim
+from training.check import check
 
 pytestmark = pytest.mark.usefixtures("counted_cases")
 
@@ -40,7 +39,7 @@ def fields(config, prefix=""):
     return flat
 
 
-FIELDS = fields(common.digits("resnet8"))
+FIELDS = fields(recipes.digits("resnet8"))
 WORDS = sorted(
     {"A", "B", "C", "none", "cifar", "imagenet", "1x1", "3x3", "bfloat16", "float32", "block"}
     | {"segments", "paper", "torch", "step", "cosine", "constant", "head", "all", "skip", "stop"}
@@ -96,10 +95,10 @@ def shapes(model):
 
 def build(flat):
     """The network, the schedule and the optimiser of a config, traced but not computed."""
-    base = common.digits("resnet8")
-    base.model.width = 4
-    config = common.from_dict(nested(fields(base) | flat))
-    train.validate(config)
+    recipe = recipes.digits("resnet8")
+    recipe.model.width = 4
+    config = base.from_dict(nested(fields(recipe) | flat))
+    check(config, 1)
     rate = optim.learning_rate(
         config.optim, num_steps=config.num_steps, batch_size=config.batch_size
     )
@@ -168,9 +167,6 @@ def test_a_command_line_is_understood_or_refused(arguments):
     assume(not any("help" in word or word == "-h" for word in arguments))
     argv = ["main.py", "--config=configs/digits.py:resnet8", *arguments]
     try:
-        main._parse(main._with_workdir_config(argv))
-    except (UserError, app.UsageError) as error:
+        main.parse(argv)
+    except UserError as error:
         assert str(error)
-    finally:
-        flags.FLAGS.unparse_flags()
-        flags.FLAGS(["pytest"])

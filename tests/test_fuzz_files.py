@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import predict
-from configs import common
-from configs import workdir as workdir_config
-from data import stream, transforms
+from configs import base, recipes
+from data import keys, stream
 from data.decode import DecodeError, decode, image_size
+from data.facts import Facts
 from data.sources import open_source
 from errors import UserError
-from input_pipeline import Facts
+from run.workdir import Workdir
 from testing import opened_run
 from tests.support.fuzzing import counted_cases, fuzz  # noqa: F401 — a fixture
 from tests.support.untrained import make_workdir
@@ -95,7 +95,7 @@ TRANSFORMS = {
 )
 def test_images_of_every_size_are_cropped(size, kind, transform, position):
     data = encoded(kind, "RGB", *size)
-    crop = TRANSFORMS[transform](data, transforms.random_generator(0, position))
+    crop = TRANSFORMS[transform](data, keys.host_generator(0, position))
     centre = stream.eval_transform(resize=9, image_size=8)(data)
     for image in (crop, centre):
         assert (image.shape, image.dtype) == ((8, 8, 3), np.uint8)
@@ -144,7 +144,7 @@ def test_a_folder_with_any_bytes_trains_or_names_the_record(folder, data):
 @pytest.fixture(scope="module")
 def network(data_dir, tmp_path_factory):
     """An untrained ResNet-8 for digits."""
-    config = common.digits("resnet8,paper")
+    config = recipes.digits("resnet8,paper")
     config.data_dir = data_dir
     config.model.width = 4
     return opened_run.load(make_workdir(config, tmp_path_factory.mktemp("untrained")))
@@ -194,7 +194,7 @@ JSON = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
         st.dictionaries(
-            st.one_of(st.sampled_from([*common.base(), *Facts._fields]), st.text(max_size=5)),
+            st.one_of(st.sampled_from([*base.base(), *Facts._fields]), st.text(max_size=5)),
             inner,
             max_size=4,
         ),
@@ -209,7 +209,7 @@ def test_any_text_as_the_files_of_a_workdir_is_read_or_refused(tmp_path_factory,
     workdir.mkdir(exist_ok=True)
     for name in ("config.json", "data.json"):
         (workdir / name).write_text(text)
-    for read in (workdir_config.get_config, Facts.load):
+    for read in (lambda w: Workdir(w).read_config(), lambda w: opened_run.read_facts(Workdir(w))):
         try:
             read(workdir)
         except UserError as error:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import predict
-from data import device_transforms, small_sets
+from data import normalization, small_sets
 from errors import UserError
 from models.activation_map import class_activation_map
 from testing import opened_run
@@ -40,7 +40,7 @@ def run(tmp_path_factory, data_dir):
 
 
 def logits_of(network, images):
-    normalized = device_transforms.normalize(images, *network.facts.normalization)
+    normalized = normalization.normalize(images, *network.facts.normalization)
     return network.model.apply(network.variables, normalized, train=False)
 
 

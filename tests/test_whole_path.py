@@ -9,8 +9,9 @@ import pytest
 
 import evaluate
 import train
-from configs import resnet50, workdir
+from configs import resnet50
 from run import logs
+from run.workdir import Workdir
 from tests.support import ilsvrc
 
 
@@ -42,7 +43,7 @@ def miniature(dataset, data_dir):
 
 
 def losses(workdir):
-    return [line["loss"] for line in logs.read_lines(workdir / logs.METRICS)]
+    return [line["loss"] for line in logs.read_lines(workdir / "metrics.jsonl")]
 
 
 def test_paper_recipe_from_records_is_bit_equal(datasets, tmp_path):
@@ -51,11 +52,11 @@ def test_paper_recipe_from_records_is_bit_equal(datasets, tmp_path):
         result = train.train(miniature(*datasets[form]), tmp_path / form)
         assert result["images"] == ilsvrc.VALIDATION
     assert losses(tmp_path / "array_record") == losses(tmp_path / "tfrecord")
-    timing = logs.read_lines(tmp_path / "tfrecord" / logs.TIMING)
+    timing = logs.read_lines(tmp_path / "tfrecord" / "timing.jsonl")
     assert all(0 <= line["data_wait_fraction"] <= 1 for line in timing)
 
     evaluated = evaluate.run(
-        workdir.get_config(str(tmp_path / "tfrecord")), str(tmp_path / "tfrecord")
+        Workdir(tmp_path / "tfrecord").read_config(), str(tmp_path / "tfrecord")
     )
     final = logs.final_line(tmp_path / "tfrecord")
     assert evaluated["loss"] == pytest.approx(final["loss"], rel=1e-5)

@@ -13,7 +13,9 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from data import device_transforms, mixup
-from input_pipeline import DATA_AXIS, augment_key
+from data.keys import Purpose, example_keys, key_for
+from data.normalization import normalize
+from run.mesh import DATA_AXIS
 from training import optim
 
 
@@ -38,6 +40,24 @@ class Window:
         return cls(
             zero, count, count, count, zero, zero, count, count, jnp.full((4,), -1, jnp.float32)
         )
+
+    def summary(self):
+        """The values of a training line of metrics.jsonl; means over the good steps."""
+        values = {"learning_rate": float(self.learning_rate)}
+        if self.steps:
+            images = max(int(self.images), 1)
+            values = {
+                "loss": float(self.loss) / images,
+                "top1_error": int(self.errors) / images,
+                **values,
+                "gradient_norm": float(self.gradient_norm) / int(self.steps),
+            }
+        if self.invalid:
+            values["masked_images"] = int(self.invalid)
+        if self.bad_steps:
+            values["skipped_steps"] = int(self.bad_steps)
+            values["first_skipped_step"] = int(self.first_bad[0])
+        return values
 
 
 @flax.struct.dataclass
@@ -67,7 +87,7 @@ def create_state(config, model, image_shape):
     init = jax.jit(
         functools.partial(_initial, config, model, image_shape), compiler_options=options
     )
-    return init(jax.random.fold_in(jax.random.key(config.seed), 0))
+    return init(key_for(config.seed, Purpose.INIT))
 
 
 def abstract_state(config, model, image_shape):
@@ -166,7 +186,7 @@ def _prepare(config, model, normalization, step, batch):
     augment = config.augment
     local = batch["image"].shape[0]
     positions = jax.lax.axis_index(DATA_AXIS) * local + jnp.arange(local)
-    keys = device_transforms.example_keys(augment_key(config.seed, step), positions)
+    keys = example_keys(key_for(config.seed, Purpose.AUGMENT, step), positions)
     images = batch["image"]
     if augment.kind == "pad_crop_flip":
         images = device_transforms.pad_crop_flip(keys, images, pad=augment.pad, flip=augment.flip)
@@ -176,7 +196,7 @@ def _prepare(config, model, normalization, step, batch):
         )
     if augment.pca_noise:
         images = device_transforms.pca_noise(keys, images, std=augment.pca_noise)
-    images = device_transforms.normalize(images, *normalization)
+    images = normalize(images, *normalization)
     if augment.erase:
         images = mixup.random_erasing(keys, images, probability=augment.erase)
     targets = optax.smooth_labels(
@@ -189,7 +209,7 @@ def _prepare(config, model, normalization, step, batch):
 
 def _gradients(config, model, state, parts):
     """Gradients, BN averages, loss and errors of this device, part after part of its batch."""
-    dropout_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), state.step)
+    dropout_key = key_for(config.seed, Purpose.DROPOUT, state.step)
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(DATA_AXIS))
 
     def loss_fn(params, batch_stats, part):

@@ -1,6 +1,5 @@
 """One door for weight files: `load_weights` reads any of them into a network's variables."""
 
-import logging
 import os
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ from weights import caffe, keras, torchvision
 from weights.files import Tensor, read_safetensors, read_torch
 from weights.torchvision import flatten
 
-LOG = logging.getLogger("residual")
 HEAD = ("params/head/kernel", "params/head/bias")
 LISTED = 8  # names in an error message
 
@@ -140,39 +138,6 @@ def conventions(path):
       UserError: as `load_weights`, for a file that cannot be read.
     """
     return _open(path).conventions
-
-
-def adopted(config, saved=None):
-    """A copy of a run's config that has what the weights of `config.init_from` were trained with.
-
-    That is stride, pooling and normalisation of the ImageNet networks, where the file's origin is
-    known (`Conventions`); each change is logged.
-
-    Args:
-      config: a whole config.
-      saved: the config that the workdir holds; if it began with the same file, its fields are
-        taken, and the file is not read.
-
-    Raises:
-      UserError: as `load_weights`, for a file that cannot be read.
-    """
-    config = config.copy_and_resolve_references()
-    if config.model.stem != "imagenet":
-        return config
-    if saved and saved.get("init_from") != config.init_from:
-        saved = None
-    known = Conventions() if saved else conventions(config.init_from)
-    for name in Conventions._fields:
-        part = "data" if name == "normalization" else "model"
-        value = saved.get(part, {}).get(name) if saved else getattr(known, name)
-        if value and value != config[part][name]:
-            if not saved:
-                LOG.info(
-                    "%s was trained with %s.%s=%s, which replaces %s.",
-                    *(config.init_from, part, name, value, config[part][name]),
-                )
-            config[part][name] = value
-    return config
 
 
 def _use_template_head(path, found, wanted, head):

@@ -76,14 +76,6 @@ def read_safetensors(path):
         raise _unreadable(path, "a safetensors file", error) from error
 
 
-def write_safetensors(path, arrays, metadata):
-    """Writes name → array and string metadata; the file appears complete or not at all."""
-    temporary = f"{path}.partial"
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    safetensors.numpy.save_file(contiguous, temporary, metadata=metadata)
-    os.replace(temporary, path)
-
-
 def read_torch(path):
     """Reads a file of `torch.save`: nested dictionaries and lists with arrays for tensors.
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import pytest
 
 import models
-from configs import common, workdir
+from configs import base, recipes
 from configs import fields as field_help
 from errors import UserError
+from run.workdir import Workdir
 
 ROOT = Path(__file__).parents[2]
 NETWORKS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "plain18", "plain34"]
@@ -23,7 +24,7 @@ def load(name, arg=""):
 
 
 def flat(config):
-    return common._flatten(config.to_dict())
+    return base.flatten(config)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -74,9 +75,9 @@ def test_goyal_values():
     config = load("resnet50", "goyal")
     assert config.model.downsample_in == "3x3"
     assert config.model.zero_init_residual
-    assert config.num_steps == round(90 * common.IMAGENET_STEPS_PER_EPOCH)
+    assert config.num_steps == round(90 * base.IMAGENET_STEPS_PER_EPOCH)
     assert config.optim.reference_batch == 256
-    assert config.optim.warmup_steps == round(5 * common.IMAGENET_STEPS_PER_EPOCH)
+    assert config.optim.warmup_steps == round(5 * base.IMAGENET_STEPS_PER_EPOCH)
     assert not load("plain18", "goyal").model.zero_init_residual
 
 
@@ -92,11 +93,20 @@ def test_file_names_the_imagenet_network():
 
 
 def test_every_field_has_help_and_a_reader():
-    fields = flat(common.base())
+    fields = flat(base.base())
     assert set(fields) == set(field_help.HELP)
     sources = list(ROOT.glob("*.py")) + [
         p
-        for folder in ("models", "data", "paper", "analysis", "training", "testing", "run", "weights")
+        for folder in (
+            "models",
+            "data",
+            "paper",
+            "analysis",
+            "training",
+            "testing",
+            "run",
+            "weights",
+        )
         for p in (ROOT / folder).rglob("*.py")
     ]
     text = "\n".join(p.read_text() for p in sources)
@@ -107,14 +117,14 @@ def test_every_field_has_help_and_a_reader():
 def test_json_round_trip(tmp_path):
     config = load("cifar10", "resnet110,goyal")
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
-    assert flat(workdir.get_config(str(tmp_path))) == flat(config)
+    assert flat(Workdir(tmp_path).read_config()) == flat(config)
     with pytest.raises(UserError, match=r"config\.json"):
-        workdir.get_config(str(tmp_path / "nothing"))
+        Workdir(tmp_path / "nothing").read_config()
     with pytest.raises(UserError, match="modle"):
-        common.from_dict({"modle": {"depth": 20}})
+        base.from_dict({"modle": {"depth": 20}})
 
 
 def test_scaled_schedule_keeps_its_shape():
     config = load("cifar10")
-    common.scale_schedule(config, 0.01)
+    recipes.scale_schedule(config, 0.01)
     assert (config.num_steps, config.optim.boundaries) == (640, (320, 480))

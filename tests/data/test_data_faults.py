@@ -17,7 +17,7 @@ from configs import digits
 from data import small_sets, stream
 from errors import UserError
 from run import logs
-from run.checkpoint import FOLDER
+from run.mesh import make_mesh
 from tests.support import ilsvrc
 
 OPTIONS = {
@@ -118,7 +118,7 @@ def test_masked_files_are_counted_and_named_and_odd_ones_are_seen(forms, form, t
     result = train.train(config, tmp_path)
     assert file_names(result["masked_records"]) == bad
     assert result["masked_images"] == len(bad) and result["images"] == ilsvrc.VALIDATION
-    first, second, final = logs.read_lines(tmp_path / logs.METRICS)
+    first, second, final = logs.read_lines(tmp_path / "metrics.jsonl")
     for line in (first, second):  # each is one epoch
         assert line["masked_images"] == len(bad) and file_names(line["masked_records"]) == bad
     assert final["masked_records"] == result["masked_records"]
@@ -137,7 +137,7 @@ def test_masked_files_are_counted_and_named_and_odd_ones_are_seen(forms, form, t
 @FORMS
 def test_no_batch_shows_a_black_image(forms, form):
     config = make_config(*forms[form], batch_size=28, **{"augment.kind": "none"})
-    data = input_pipeline.open_data(config, input_pipeline.make_mesh())
+    data = input_pipeline.open_data(config, make_mesh())
     batch = next(data.feed(0))
     order, drawn = data.draw((), 0, batch)
     assert order == () and (~batch["valid"]).sum() == 4
@@ -154,7 +154,7 @@ def test_no_batch_shows_a_black_image(forms, form):
 def test_each_bad_file_ends_the_run_with_its_name(forms, form, tmp_path):
     dataset, data_dir = forms[form]
     whole = make_config(dataset, data_dir)
-    source = input_pipeline.open_data(whole, input_pipeline.make_mesh()).source("train")
+    source = input_pipeline.open_data(whole, make_mesh()).source("train")
     index_of = {source[i].name.split("/")[-1].split()[-1]: i for i in range(len(source))}
     for kind in bad_files():
         index = index_of[name_of(kind)]
@@ -221,16 +221,16 @@ def interrupted(tmp_path_factory):
     whole = root / "whole"
     train.train(config, whole)
     half = shutil.copytree(whole, root / "half")
-    shutil.rmtree(half / FOLDER / "6")
-    lines = logs.read_lines(half / logs.METRICS)
+    shutil.rmtree(half / "checkpoints" / "6")
+    lines = logs.read_lines(half / "metrics.jsonl")
     kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= CHECKPOINT]
-    (half / logs.METRICS).write_text("".join(kept))
+    (half / "metrics.jsonl").write_text("".join(kept))
     return config, whole, half, [f"train/thing/{i:02}.jpg" for i in bad]
 
 
 def test_a_continued_run_names_what_was_masked_before(interrupted, tmp_path):
     config, whole, half, bad = interrupted
-    lines = logs.read_lines(whole / logs.METRICS)
+    lines = logs.read_lines(whole / "metrics.jsonl")
     named = {line["step"]: line.get("masked_records") for line in lines if line["split"] == "train"}
     assert named == {2: bad[:1], 4: bad[1:2], 6: bad[2:]}
     assert lines[-1]["masked_records"] == sorted(bad) and lines[-1]["masked_images"] == 3

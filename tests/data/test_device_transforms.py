@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data import device_transforms as dt
-from data import mixup
+from data import mixup, normalization
+from data.keys import example_keys
 from errors import UserError
 
 BATCH, HEIGHT, WIDTH, CLASSES = 8, 9, 12, 5
@@ -25,7 +26,7 @@ def targets():
 
 
 def keys(number=BATCH, seed=0):
-    return dt.example_keys(jax.random.key(seed), jnp.arange(number))
+    return example_keys(jax.random.key(seed), jnp.arange(number))
 
 
 VALID = np.ones(BATCH, bool)
@@ -40,7 +41,9 @@ mix = jax.jit(mixup.mix, static_argnames=("mixup", "cutmix"))
 def everything(keys, images, targets, valid):
     """All transforms in their order."""
     images = dt.pad_crop_flip(keys, images, pad=2, flip=True)
-    images = dt.normalize(dt.pca_noise(keys, images), *dt.CONSTANTS["imagenet"])
+    images = normalization.normalize(
+        dt.pca_noise(keys, images), *normalization.CONSTANTS["imagenet"]
+    )
     images = mixup.random_erasing(keys, images, probability=0.5)
     return mixup.mix(keys, images, targets, valid, mixup=0.2, cutmix=1.0)
 
@@ -134,30 +137,32 @@ def test_padding_takes_the_fill_value():
 
 
 def test_normalize_by_channel_and_by_pixel(images):
-    by_channel = dt.normalize(images, *dt.CONSTANTS["imagenet"])
+    by_channel = normalization.normalize(images, *normalization.CONSTANTS["imagenet"])
     expected = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(by_channel, expected, atol=1e-5)
-    per_pixel = dt.Normalization.from_images(images, per_pixel=True)
+    per_pixel = normalization.Normalization.from_images(images, per_pixel=True)
     assert per_pixel.mean.shape == (HEIGHT, WIDTH, 3) and per_pixel.std.shape == (3,)
-    normalized = dt.normalize(images, *per_pixel)
+    normalized = normalization.normalize(images, *per_pixel)
     np.testing.assert_allclose(np.mean(normalized, axis=0), 0, atol=1e-5)
-    assert dt.normalize(images, *per_pixel, jnp.bfloat16).dtype == jnp.bfloat16
+    assert normalization.normalize(images, *per_pixel, jnp.bfloat16).dtype == jnp.bfloat16
 
 
 def test_statistics_are_those_of_numpy():
     images = np.random.default_rng(1).integers(0, 256, (1030, 3, 2, 3), np.uint8)
-    found = dt.Normalization.from_images(images, per_pixel=False)
+    found = normalization.Normalization.from_images(images, per_pixel=False)
     np.testing.assert_allclose(found.mean, images.mean(axis=(0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(found.std, images.std(axis=(0, 1, 2)), rtol=1e-6)
-    constant = dt.Normalization.from_images(np.full((2, 2, 2, 1), 7, np.uint8), per_pixel=False)
+    constant = normalization.Normalization.from_images(
+        np.full((2, 2, 2, 1), 7, np.uint8), per_pixel=False
+    )
     assert constant.std == 1 and constant.mean == 7
 
 
 def test_constants_survive_json(images):
     import json
 
-    before = dt.Normalization.from_images(images, per_pixel=True)
-    after = dt.Normalization.from_dict(json.loads(json.dumps(before.to_dict())))
+    before = normalization.Normalization.from_images(images, per_pixel=True)
+    after = normalization.Normalization.from_dict(json.loads(json.dumps(before.to_dict())))
     np.testing.assert_array_equal(after.mean, before.mean)
     np.testing.assert_array_equal(after.std, before.std)
     assert after.mean.dtype == np.float32
@@ -165,11 +170,11 @@ def test_constants_survive_json(images):
 
 def test_constants_of_another_size_are_a_user_error(images):
     with pytest.raises(UserError, match="mean of shape"):
-        dt.normalize(images, np.zeros((4, 4, 3)), np.ones(3))
+        normalization.normalize(images, np.zeros((4, 4, 3)), np.ones(3))
     with pytest.raises(UserError, match="std of shape"):
-        dt.normalize(images, np.zeros(3), np.ones(2))
+        normalization.normalize(images, np.zeros(3), np.ones(2))
     with pytest.raises(UserError, match="empty"):
-        dt.Normalization.from_images(np.zeros((0, 2, 2, 3), np.uint8), per_pixel=True)
+        normalization.Normalization.from_images(np.zeros((0, 2, 2, 3), np.uint8), per_pixel=True)
 
 
 # ---- Colour
@@ -290,7 +295,7 @@ def test_random_erasing_probability(images):
 
 
 def test_raw_keys_work_as_well(images):
-    raw = dt.example_keys(jax.random.PRNGKey(0), jnp.arange(BATCH))
+    raw = example_keys(jax.random.PRNGKey(0), jnp.arange(BATCH))
     np.testing.assert_array_equal(
         pad_crop_flip(raw, images, pad=2, flip=True),
         pad_crop_flip(keys(), images, pad=2, flip=True),

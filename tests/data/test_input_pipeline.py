@@ -8,10 +8,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-import input_pipeline
 import train
 from errors import UserError
-from input_pipeline import make_mesh, open_data
+from input_pipeline import open_data
+from run.mesh import make_mesh
+from run.workdir import Workdir
+from testing.opened_run import read_facts
+from training.check import check
 
 
 def draw(config, mesh, steps):
@@ -99,14 +102,14 @@ def test_evaluation_shows_every_image_once(tiny):
 
 def test_facts_survive_the_workdir(tiny, tmp_path):
     facts = open_data(tiny, make_mesh()).facts
-    facts.save(tmp_path)
-    loaded = input_pipeline.Facts.load(tmp_path)
+    Workdir(tmp_path).write_facts(facts.to_dict())
+    loaded = read_facts(Workdir(tmp_path))
     assert loaded.label_names == tuple("0123456789")
     np.testing.assert_array_equal(loaded.normalization.mean, facts.normalization.mean)
     assert loaded.image_shape == (8, 8, 1)
     (tmp_path / "data.json").write_text("{")
     with pytest.raises(UserError, match=r"data\.json"):
-        input_pipeline.Facts.load(tmp_path)
+        read_facts(Workdir(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +127,7 @@ def test_errors_name_the_value(tiny, field, value, named):
     with tiny.unlocked():
         tiny.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=named):
+        check(tiny, devices=2)
         open_data(tiny, make_mesh()).split_size("test")
 
 

@@ -15,6 +15,7 @@ import pytest
 import prepare_data
 from data.decode import decode
 from data.sources import open_source
+from run import command
 from tests.support import ilsvrc
 
 TRAIN, TEST = 12, 8  # records of the miniatures
@@ -99,7 +100,7 @@ def trusted(monkeypatch):
 
 
 def run(*arguments):
-    return prepare_data.main([str(argument) for argument in arguments])
+    return command.run(prepare_data.main, [str(argument) for argument in arguments])
 
 
 def images_of(name, split, data_dir):
@@ -307,9 +308,9 @@ def test_a_full_or_unwritable_disk_is_named(tmp_path, small_disk, capsys):
     arguments = ["imagenet2012", "--from", str(tmp_path / "archives"), "--data_dir"]
     folder, set_space = small_disk
     set_space(100)
-    assert prepare_data.main([*arguments, str(folder)]) == 1
+    assert command.run(prepare_data.main, [*arguments, str(folder)]) == 1
     assert not list(folder.glob("imagenet2012/5*"))
     (tmp_path / "file").write_text("")
-    assert prepare_data.main([*arguments, str(tmp_path / "file")]) == 1
+    assert command.run(prepare_data.main, [*arguments, str(tmp_path / "file")]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert len(errors) == 2 and "cannot be written" in errors[1]

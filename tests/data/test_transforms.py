@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from data import jpeg, transforms
+from data import jpeg, keys, transforms
 from data.decode import DecodeError, decode, image_size
 from errors import UserError
 
@@ -132,7 +132,7 @@ def test_truncated_files_are_errors(photo, format, share):
     with pytest.raises(DecodeError):
         decode(cut)
     with pytest.raises(DecodeError):
-        transforms.random_resized_crop(cut, transforms.random_generator(0, 0), size=32)
+        transforms.random_resized_crop(cut, keys.host_generator(0, 0), size=32)
 
 
 def test_truncation_below_the_crop_is_an_error_too(photo):
@@ -227,7 +227,7 @@ def test_flip_mirrors(photo):
 def test_random_resized_crop_boxes_stay_inside(shape):
     height, width = shape
     for position in range(200):
-        generator = transforms.random_generator(7, position)
+        generator = keys.host_generator(7, position)
         box = transforms.random_resized_crop_box(generator, *shape, (0.08, 1), (3 / 4, 4 / 3))
         assert box.height >= 1 and box.width >= 1
         assert 0 <= box.top <= height - box.height and 0 <= box.left <= width - box.width
@@ -236,7 +236,7 @@ def test_random_resized_crop_boxes_stay_inside(shape):
 def test_random_resized_crop_statistics():
     boxes = [
         transforms.random_resized_crop_box(
-            transforms.random_generator(0, i), 400, 500, (0.2, 0.4), (0.5, 1.5)
+            keys.host_generator(0, i), 400, 500, (0.2, 0.4), (0.5, 1.5)
         )
         for i in range(2000)
     ]
@@ -253,10 +253,10 @@ def test_scale_jitter_equals_resize_then_crop(photo):
     data = encode(photo, "PNG")
     for position in range(6):
         crop = transforms.scale_jitter_crop(
-            data, transforms.random_generator(1, position), size=224, flip=False,
+            data, keys.host_generator(1, position), size=224, flip=False,
             antialias_from=0,
         )  # fmt: skip
-        generator = transforms.random_generator(1, position)
+        generator = keys.host_generator(1, position)
         shorter = int(generator.integers(256, 480, endpoint=True))
         place = generator.random(2)
         resized = transforms.resize_shorter_side(photo, shorter)
@@ -267,7 +267,7 @@ def test_scale_jitter_equals_resize_then_crop(photo):
         assert difference(crop, literal).max() <= 1
         # The fast path is bilinear on the same grid.
         fast = transforms.scale_jitter_crop(
-            data, transforms.random_generator(1, position), size=224, flip=False
+            data, keys.host_generator(1, position), size=224, flip=False
         )
         assert difference(fast, literal).mean() < 5
 
@@ -275,12 +275,12 @@ def test_scale_jitter_equals_resize_then_crop(photo):
 def test_scale_jitter_shorter_sides_cover_the_range():
     sides = {
         round(224 * 300 / transforms.scale_jitter_box(
-            transforms.random_generator(3, i), 300, 400, 224, 256, 260).height)
+            keys.host_generator(3, i), 300, 400, 224, 256, 260).height)
         for i in range(100)
     }  # fmt: skip
     assert sides == {256, 257, 258, 259, 260}
     with pytest.raises(UserError, match="image_size ≤ resize_min"):
-        transforms.scale_jitter_box(transforms.random_generator(3, 0), 300, 400, 224, 200, 260)
+        transforms.scale_jitter_box(keys.host_generator(3, 0), 300, 400, 224, 200, 260)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2000, 3), (3, 2000), (1, 5)])
@@ -288,7 +288,7 @@ def test_scale_jitter_shorter_sides_cover_the_range():
 def test_extreme_shapes(shape, format):
     image = np.full((*shape, 3), (200, 100, 50), np.uint8)
     data = encode(image, format, **({"quality": 95} if format == "JPEG" else {}))
-    generator = transforms.random_generator(0, 0)
+    generator = keys.host_generator(0, 0)
     results = [
         transforms.random_resized_crop(data, generator, size=32),
         transforms.scale_jitter_crop(data, generator, size=32, resize_min=32, resize_max=40),
@@ -304,7 +304,7 @@ def test_crops_are_a_function_of_seed_and_position(photo):
     data = encode(photo)
 
     def crop(seed, position):
-        generator = transforms.random_generator(seed, position)
+        generator = keys.host_generator(seed, position)
         return transforms.random_resized_crop(data, generator, size=16)
 
     np.testing.assert_array_equal(crop(5, 9), crop(5, 9))

@@ -12,10 +12,10 @@ import pytest
 
 import models
 import train
-from configs import common
-from data import device_transforms
+from configs import recipes
+from data import normalization
 from errors import UserError
-from input_pipeline import make_mesh, open_data
+from input_pipeline import open_data
 from paper import (
     degradation,
     experiment,
@@ -25,13 +25,14 @@ from paper import (
     identity_mappings,
     numbers,
     report,
-    result,
     table1,
     table3,
     table4,
     table5,
     table6,
 )
+from run import command, files
+from run.mesh import make_mesh
 from testing import opened_run
 
 COMMANDS = [
@@ -167,7 +168,7 @@ def test_figure7_is_the_spread_of_bn_outputs(grid):
     run = opened_run.load(workdir)
     data = open_data(run.config, make_mesh(jax.devices()[:1]))
     images = next(iter(data.evaluation("test")))["image"][:50]
-    x = device_transforms.normalize(images, *run.facts.normalization)
+    x = normalization.normalize(images, *run.facts.normalization)
     _, state = run.model.apply(
         run.variables,
         x,
@@ -290,7 +291,7 @@ def test_every_rejected_design_is_a_network():
     assert len({e.name for e in entries}) == len(entries) == 15
     built = set()
     for entry in entries:
-        config = common.cifar(entry.network)
+        config = recipes.cifar(entry.network)
         config.model.update(entry.model)
         built.add(models.create(config.model, 10))
     assert len(built) == 15
@@ -331,13 +332,13 @@ def test_counts_are_the_published_ones():
 
 def test_results_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--out="):
-        result.write_text(tmp_path / "file", "x.json", "{}")
+    with pytest.raises(UserError, match="cannot be written"):
+        files.write_text(tmp_path / "file" / "x.json", "{}")
 
 
 def test_errors_end_in_one_line(capsys):
     def main(argv):
         raise UserError("no such thing")
 
-    assert experiment.run(main, []) == 1
+    assert command.run(main, []) == 1
     assert capsys.readouterr().err.strip().endswith("error: no such thing")

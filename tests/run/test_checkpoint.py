@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from errors import UserError
-from run.checkpoint import FOLDER, UNFINISHED, VALIDATION_FILE, Checkpoints, fill, flatten
+from run.checkpoint import UNFINISHED, VALIDATION_FILE, Checkpoints, fill, flatten
 
 # Damage is named once; tensorstore's threads must not print tracebacks besides.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
@@ -109,17 +109,17 @@ def test_without_validation_there_is_no_best(saved):
 
 
 def test_saving_again_adds_the_validation_error_and_changes_nothing_else(saved):
-    before = {path: path.read_bytes() for path in files(saved / FOLDER / "3")}
+    before = {path: path.read_bytes() for path in files(saved / "checkpoints" / "3")}
     checkpoints = Checkpoints(saved)
     checkpoints.save(3, tree(7), 0.125)
     checkpoints.close()
-    assert {path: path.read_bytes() for path in files(saved / FOLDER / "3")} == before
+    assert {path: path.read_bytes() for path in files(saved / "checkpoints" / "3")} == before
     assert Checkpoints(saved, read_only=True).restore(tree(), which="best")[::2] == (3, 0.125)
 
 
 @pytest.mark.parametrize("text", ["[1]", '{"x": 1}', "{", '{"3": null}'])
 def test_damaged_validation_errors_count_as_none(saved, text):
-    (saved / FOLDER / VALIDATION_FILE).write_text(text)
+    (saved / "checkpoints" / VALIDATION_FILE).write_text(text)
     checkpoints = Checkpoints(saved, read_only=True)
     assert checkpoints.restore(tree())[::2] == (3, None)
     with pytest.raises(UserError, match="none has a validation error"):
@@ -128,7 +128,7 @@ def test_damaged_validation_errors_count_as_none(saved, text):
 
 def test_other_names_are_no_checkpoints(saved):
     for name in ("007", "x", "-1", "１２", "³"):
-        (saved / FOLDER / name).mkdir()
+        (saved / "checkpoints" / name).mkdir()
     assert Checkpoints(saved, read_only=True).steps() == [1, 2, 3]
 
 
@@ -179,30 +179,30 @@ DAMAGES = (truncate, empty, flip_bit, lose_state, lose_facts, lose_everything, g
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_named_passed_over_and_set_aside(saved, damage, caplog):
-    damage(saved / FOLDER / "3")
+    damage(saved / "checkpoints" / "3")
     checkpoints = Checkpoints(saved)
     with caplog.at_level(logging.WARNING, "residual"):
         step, restored, _ = checkpoints.restore(tree())
     assert step == 2
     assert_same(restored, 2)
-    assert f"{saved / FOLDER / '3'}" in caplog.text
+    assert f"{saved / 'checkpoints' / '3'}" in caplog.text
     assert "Using the checkpoint of step 2" in caplog.text
     checkpoints.set_aside(newer_than=2)
-    assert (saved / FOLDER / "damaged-3").is_dir()
+    assert (saved / "checkpoints" / "damaged-3").is_dir()
     checkpoints.save(3, tree(3))
     checkpoints.close()
     assert_same(Checkpoints(saved, read_only=True).restore(tree())[1], 3)
 
 
 def test_a_half_renamed_checkpoint_is_not_there(saved):
-    half_rename(saved / FOLDER / "3")
+    half_rename(saved / "checkpoints" / "3")
     assert Checkpoints(saved, read_only=True).restore(tree())[0] == 2
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_flipped_bit_is_found_or_harmless(saved, seed):
     generator = np.random.default_rng(seed)
-    path = generator.choice(files(saved / FOLDER / "3"))
+    path = generator.choice(files(saved / "checkpoints" / "3"))
     data = bytearray(path.read_bytes())
     if data:
         data[generator.integers(len(data))] ^= 1 << generator.integers(8)
@@ -214,7 +214,7 @@ def test_any_flipped_bit_is_found_or_harmless(saved, seed):
 
 def test_when_none_is_good_the_message_says_what_to_do(saved):
     for step in (1, 2, 3):
-        flip_bit(saved / FOLDER / str(step))
+        flip_bit(saved / "checkpoints" / str(step))
     with pytest.raises(UserError, match=r"no good checkpoint: .*another --workdir"):
         Checkpoints(saved).restore(tree())
     assert Checkpoints(saved, read_only=True).steps() == [1, 2, 3]
@@ -225,7 +225,7 @@ def test_nothing_is_deleted_before_a_newer_one_has_been_read_back(tmp_path, capl
     checkpoints.save(1, tree(1))
     checkpoints.save(2, tree(2))
     checkpoints._orbax.wait_until_finished()
-    flip_bit(tmp_path / FOLDER / "2")
+    flip_bit(tmp_path / "checkpoints" / "2")
     checkpoints.wait()
     assert checkpoints.steps() == [1, 2]
     assert "does not read back" in caplog.text
@@ -235,15 +235,15 @@ def test_nothing_is_deleted_before_a_newer_one_has_been_read_back(tmp_path, capl
 
 
 def test_leftovers_of_killed_saves_and_deletions_are_removed(saved):
-    half = saved / FOLDER / f"4{UNFINISHED.replace('*', '-17')}"
+    half = saved / "checkpoints" / f"4{UNFINISHED.replace('*', '-17')}"
     half.mkdir()
-    (saved / FOLDER / "deleting-0").mkdir()
+    (saved / "checkpoints" / "deleting-0").mkdir()
     checkpoints = Checkpoints(saved)
     assert checkpoints.restore(tree())[0] == 3
     assert half.exists()  # until the next one is safe
     checkpoints.save(4, tree(4))
     checkpoints.close()
-    names = {path.name for path in (saved / FOLDER).iterdir() if path.is_dir()}
+    names = {path.name for path in (saved / "checkpoints").iterdir() if path.is_dir()}
     assert names == {"2", "3", "4"}
 
 
@@ -270,7 +270,7 @@ def test_no_space_left_keeps_the_previous_checkpoint(saved):
 
 
 def test_an_unwritable_folder_is_named(tmp_path):
-    (tmp_path / FOLDER).write_text("a file where the folder should be")
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"checkpoints: cannot be written"):
         Checkpoints(tmp_path)
 

@@ -20,7 +20,8 @@ from configs import digits
 from data.resident import Resident
 from errors import UserError
 from run import logs
-from run.checkpoint import FOLDER, Checkpoints, flatten, to_host
+from run.checkpoint import Checkpoints, flatten
+from run.mesh import make_mesh, replicate, to_host
 from run.processes import Signals
 from training import step as train_step
 
@@ -65,7 +66,7 @@ def reference(data_dir, compilation_cache, tmp_path_factory):
 
 
 def lines(workdir):
-    return logs.read_lines(workdir / logs.METRICS)
+    return logs.read_lines(workdir / "metrics.jsonl")
 
 
 def send_when(condition, signum):
@@ -205,30 +206,30 @@ def test_an_unwritable_workdir_is_refused(config, tmp_path):
 
 def test_a_damaged_last_checkpoint_costs_only_its_steps(config, reference, tmp_path, caplog):
     workdir = shutil.copytree(reference, tmp_path / "damaged")
-    for path in (workdir / FOLDER / "16").rglob("*"):
+    for path in (workdir / "checkpoints" / "16").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:-1])
-    unfinished = (workdir / logs.METRICS).read_text().splitlines(keepends=True)[:-1]
-    (workdir / logs.METRICS).write_text("".join(unfinished))
+    unfinished = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)[:-1]
+    (workdir / "metrics.jsonl").write_text("".join(unfinished))
     train.train(config, workdir)
     assert "Using the checkpoint of step 12" in caplog.text
     assert faults.differences(workdir, reference) == []
-    assert (workdir / FOLDER / "damaged-16").is_dir()
+    assert (workdir / "checkpoints" / "damaged-16").is_dir()
 
 
 def test_a_finished_run_is_left_alone(config, reference, tmp_path):
     workdir = shutil.copytree(reference, tmp_path / "finished")
-    (workdir / logs.CURVES).unlink()  # as after a kill between the last line and the plot
+    (workdir / "curves.png").unlink()  # as after a kill between the last line and the plot
     result = train.train(config, workdir)
     assert result["images"] == 899
-    assert (workdir / logs.METRICS).read_bytes() == (reference / logs.METRICS).read_bytes()
-    assert (workdir / logs.CURVES).exists()
+    assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+    assert (workdir / "curves.png").exists()
 
 
 def test_half_lines_and_lines_after_the_checkpoint_are_dropped(tmp_path):
     whole = [{"step": 2, "split": "train"}, {"step": 4, "split": "train"}]
     text = "".join(json.dumps(line) + "\n" for line in [*whole, {"step": 6, "split": "train"}])
-    (tmp_path / logs.METRICS).write_text(text + '{"step": 4, "split": "validation"}')
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4, "split": "validation"}')
     log = logs.RunLog(tmp_path, 4, tensorboard=False)
     log.metrics(4, "train", {})
     log.close()
@@ -238,14 +239,14 @@ def test_half_lines_and_lines_after_the_checkpoint_are_dropped(tmp_path):
 @pytest.mark.parametrize("line", ["null", "3", "{}", "[1]", '{"step": "x"}', "\0"])
 def test_a_log_is_read_up_to_its_first_damaged_line(tmp_path, line):
     whole = '{"step": 2, "split": "train"}\n'
-    (tmp_path / logs.METRICS).write_text(f"{whole}{line}\n{whole}")
+    (tmp_path / "metrics.jsonl").write_text(f"{whole}{line}\n{whole}")
     assert logs.final_line(tmp_path) is None
     logs.RunLog(tmp_path, 4, tensorboard=False).close()
-    assert (tmp_path / logs.METRICS).read_text() == whole
+    assert (tmp_path / "metrics.jsonl").read_text() == whole
 
 
 def test_a_log_that_cannot_be_read_is_named(tmp_path):
-    (tmp_path / logs.METRICS).mkdir()
+    (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read"):
         logs.final_line(tmp_path)
 
@@ -301,13 +302,13 @@ def test_one_skipped_step_is_named_and_counted_and_the_run_goes_on(
 
 def test_a_skipped_step_leaves_no_trace(tiny):
     tiny.optim.update(ema_decay=0.9, warmup_until_error=0.5, on_nonfinite="skip")
-    mesh = input_pipeline.make_mesh()
+    mesh = make_mesh()
     data = Poisoned(input_pipeline.open_data(tiny, mesh), 3)
     model = models.create(tiny.model, data.facts.num_classes)
     run = train_step.make_run(tiny, model, data, mesh)
     state = train_step.create_state(tiny, model, data.facts.image_shape)
-    state = input_pipeline.replicate(to_host(state), mesh)
-    order = input_pipeline.replicate(data.initial_order(), mesh)
+    state = replicate(to_host(state), mesh)
+    order = replicate(data.initial_order(), mesh)
     feed = data.feed(0)
     states = []
     for _ in range(5):

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-import input_pipeline
 import train
 from benchmarks import faults
 from configs import digits
 from errors import UserError
 from run import logs, processes
-from run.checkpoint import FOLDER, Checkpoints
+from run.checkpoint import Checkpoints
+from run.mesh import make_mesh
 from tests.support import ilsvrc
 
 OPTIONS = {
@@ -123,9 +123,9 @@ def half_way(data_dir, tmp_path_factory):
     whole = tmp_path_factory.mktemp("whole")
     train.train(config_of(options), whole)
     half = shutil.copytree(whole, tmp_path_factory.mktemp("half") / "run")
-    shutil.rmtree(half / FOLDER / "8")
-    lines = [line for line in logs.read_lines(half / logs.METRICS) if line["step"] <= 4]
-    (half / logs.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.rmtree(half / "checkpoints" / "8")
+    lines = [line for line in logs.read_lines(half / "metrics.jsonl") if line["step"] <= 4]
+    (half / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return options, whole, half
 
 
@@ -135,11 +135,11 @@ def test_a_checkpoint_goes_on_with_another_number_of_devices(half_way, tmp_path,
     options, whole, half = half_way
     workdir = shutil.copytree(half, tmp_path / "run")
     if devices == 1:
-        train.train(config_of(options), workdir, input_pipeline.make_mesh(jax.devices()[:1]))
+        train.train(config_of(options), workdir, make_mesh(jax.devices()[:1]))
     else:
         run = faults.Run(workdir, options, devices=devices)
         assert run.wait() == 0, run.said()
-    pairs = zip(*(logs.read_lines(w / logs.METRICS) for w in (workdir, whole)), strict=True)
+    pairs = zip(*(logs.read_lines(w / "metrics.jsonl") for w in (workdir, whole)), strict=True)
     for found, expected in pairs:
         assert (found["step"], found["split"]) == (expected["step"], expected["split"])
         np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
@@ -152,7 +152,7 @@ def test_another_number_of_devices_without_synchronised_bn_is_warned_of(half_way
     text = (workdir / "config.json").read_text()
     (workdir / "config.json").write_text(text.replace('"sync_bn": true', '"sync_bn": false'))
     config = config_of(options | {"model.sync_bn": False})
-    train.train(config, workdir, input_pipeline.make_mesh(jax.devices()[:1]))
+    train.train(config, workdir, make_mesh(jax.devices()[:1]))
     assert "trained on 2 device(s) and goes on with 1" in caplog.text
     assert "over 32 images instead of 16" in caplog.text
 

@@ -7,6 +7,7 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
+import safetensors.numpy
 
 
 class Case(NamedTuple):
@@ -77,3 +78,9 @@ def sample(activations):
     """About 200 numbers spread over `[batch, height, width, channels]`."""
     flat = np.asarray(activations).reshape(-1)
     return flat[:: max(1, flat.size // 199)]
+
+
+def write_safetensors(path, arrays, metadata):
+    """Writes name → array as any program would."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    safetensors.numpy.save_file(contiguous, path, metadata=metadata)

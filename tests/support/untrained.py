@@ -7,14 +7,15 @@ import numpy as np
 import input_pipeline
 import models
 from run.checkpoint import Checkpoints
-from run.workdir import claim
+from run.mesh import make_mesh
+from run.workdir import Workdir
 
 
 def make_workdir(config, workdir):
     """Writes config.json, data.json and one checkpoint of step 1."""
-    claim(config, workdir)
-    facts = input_pipeline.open_data(config, input_pipeline.make_mesh()).facts
-    facts.save(workdir)
+    Workdir(workdir).claim(config)
+    facts = input_pipeline.open_data(config, make_mesh()).facts
+    Workdir(workdir).write_facts(facts.to_dict())
     # On disk the blocks lie one by one.
     model = models.create(config.model, facts.num_classes).clone(scan_blocks=False)
     image = jnp.zeros((1, *facts.image_shape))

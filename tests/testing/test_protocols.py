@@ -13,7 +13,9 @@ import evaluate
 import models
 from configs import digits
 from data import transforms
-from input_pipeline import make_mesh, open_data, padded_batches
+from data.feed import padded_batches
+from input_pipeline import open_data
+from run.mesh import make_mesh
 from testing import precise_bn, protocols
 
 CLASSES = 10

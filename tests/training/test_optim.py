@@ -4,13 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
-from errors import UserError
+from configs import base
 from training import optim
 
 
 def config(**fields):
-    c = common.base().optim
+    c = base.base().optim
     c.update(boundaries=(10, 20), learning_rate=0.1)
     c.update(fields)
     return c
@@ -105,22 +104,3 @@ def test_clipping():
         grads, optimizer.init(params), params, learning_rate=jnp.float32(1)
     )
     np.testing.assert_allclose(updates["head"]["kernel"], [[-0.6, -0.8]], rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("schedule", "exponential"),
-        ("momentum_form", "caffe"),
-        ("learning_rate", float("nan")),
-        ("momentum", 1.0),
-        ("boundaries", (20, 10)),
-        ("warmup_steps", 31),
-        ("accumulate_steps", 0),
-        ("label_smoothing", 1.0),
-        ("on_nonfinite", "ignore"),
-    ],
-)
-def test_errors_name_the_field(field, value):
-    with pytest.raises(UserError, match=f"optim.{field}"):
-        rates([0], **{field: value})

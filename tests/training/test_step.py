@@ -8,10 +8,10 @@ import pytest
 import input_pipeline
 import models
 from errors import UserError
-from run.checkpoint import to_host
+from run.mesh import make_mesh, replicate, to_host
 from training import step as train_step
 
-ONE, TWO = (input_pipeline.make_mesh(jax.devices()[:n]) for n in (1, 2))
+ONE, TWO = (make_mesh(jax.devices()[:n]) for n in (1, 2))
 
 
 def run(config, mesh, steps=2, state=None):
@@ -20,8 +20,8 @@ def run(config, mesh, steps=2, state=None):
     model = models.create(config.model, data.facts.num_classes)
     state = state or to_host(train_step.create_state(config, model, data.facts.image_shape))
     compiled = train_step.make_run(config, model, data, mesh)
-    state = input_pipeline.replicate(state, mesh)
-    order = input_pipeline.replicate(data.initial_order(), mesh)
+    state = replicate(state, mesh)
+    order = replicate(data.initial_order(), mesh)
     feed = data.feed(0)
     for _ in range(steps // config.steps_per_dispatch):
         state, order, window = compiled(state, order, next(feed), config.steps_per_dispatch)

@@ -11,6 +11,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 import models
+import weights
 from errors import UserError
 from tests.support import reference_weights
 from tests.weights.test_torchvision import REFERENCE, torch_state
@@ -125,7 +126,7 @@ def test_logits_and_every_stage_equal_the_independent_network(state, tmp_path):
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)), train=False)
     )
-    variables, notes = models.load_weights(path, CASE.fields, shapes)
+    variables, notes = weights.load_weights(path, CASE.fields, shapes)
     assert [note for note in notes if "mean image" in note] and len(notes) == 1
     apply = jax.jit(lambda v, x: model.apply(v, x, train=False))
     logits, endpoints = apply(variables, reference_weights.images(CASE))
@@ -144,7 +145,7 @@ def test_a_padded_pool_or_another_stride_is_noted(state, tmp_path):
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)), train=False)
     )
-    _, notes = models.load_weights(path, fields, shapes)
+    _, notes = weights.load_weights(path, fields, shapes)
     assert any("--config.model.stem_pool=unpadded" in note for note in notes)
     assert any("--config.model.downsample_in=1x1" in note for note in notes)
     assert conventions(path).stem_pool == "unpadded"
@@ -192,9 +193,9 @@ def template(depth, classes):
 def test_another_depth_and_another_head_are_named_with_both_shapes(state, tmp_path):
     path = write(tmp_path / "x.caffemodel", caffe_layers(state))
     with pytest.raises(UserError, match=r"depth 50 \(3 \+ 4 \+ 6 \+ 3.*depth 101 \(3 \+ 4 \+ 23"):
-        models.load_weights(path, *template(101, CASE.classes))
+        weights.load_weights(path, *template(101, CASE.classes))
     with pytest.raises(UserError, match=r"10 classes, \(256, 10\).* 7, \(256, 7\).*replace_head"):
-        models.load_weights(path, *template(50, 7))
+        weights.load_weights(path, *template(50, 7))
 
 
 @pytest.mark.parametrize("share", [0.2, 0.7, 0.999])

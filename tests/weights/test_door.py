@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import models
+import weights
 from errors import UserError
+from tests.support.reference_weights import write_safetensors
 from weights.door import Conventions, conventions
-from weights.files import write_safetensors
 from weights.torchvision import to_torch
 
 CIFAR = {"depth": 8, "stem": "cifar", "width": 4}
@@ -44,7 +45,7 @@ def path(tmp_path):
 def test_loads_into_the_template(path):
     write(path)
     template = variables()
-    loaded, notes = models.load_weights(path, CIFAR, template)
+    loaded, notes = weights.load_weights(path, CIFAR, template)
     assert notes == []
     assert jax.tree.structure(loaded) == jax.tree.structure(template)
     assert all(np.all(np.asarray(leaf) == 0.5) for leaf in jax.tree.leaves(loaded))
@@ -52,7 +53,7 @@ def test_loads_into_the_template(path):
 
 def test_half_precision_files_become_float32(path):
     write(path, **{"fc.weight": np.full((5, 16), 0.25, jnp.bfloat16)})
-    loaded, _ = models.load_weights(path, CIFAR, variables())
+    loaded, _ = weights.load_weights(path, CIFAR, variables())
     kernel = loaded["params"]["head"]["kernel"]
     assert kernel.dtype == jnp.float32 and kernel[0, 0] == 0.25
 
@@ -69,7 +70,7 @@ def test_half_precision_files_become_float32(path):
 def test_another_depth_is_named_with_both_shapes(there, here, words, path):
     write(path, there | {"width": 2})
     with pytest.raises(UserError) as error:
-        models.load_weights(path, here, abstract(here | {"width": 2}))
+        weights.load_weights(path, here, abstract(here | {"width": 2}))
     for word in [str(path), *words]:
         assert word in str(error.value)
 
@@ -78,7 +79,7 @@ def test_missing_and_unknown_names_are_listed(path):
     extra = {"layer1.0.se.fc.weight": np.ones((4, 4), np.float32)}
     write(path, **{"layer2.0.bn1.running_var": None, **extra})
     with pytest.raises(UserError) as error:
-        models.load_weights(path, CIFAR, variables())
+        weights.load_weights(path, CIFAR, variables())
     assert "1 missing: layer2.0.bn1.running_var" in str(error.value)
     assert "1 unknown: layer1.0.se.fc.weight" in str(error.value)
 
@@ -86,24 +87,24 @@ def test_missing_and_unknown_names_are_listed(path):
 def test_another_shortcut_is_seen_by_its_projections(path):
     write(path)
     with pytest.raises(UserError, match=r"unknown: layer2\.0\.downsample\.0\.weight"):
-        models.load_weights(path, CIFAR | {"shortcut": "A"}, abstract(CIFAR | {"shortcut": "A"}))
+        weights.load_weights(path, CIFAR | {"shortcut": "A"}, abstract(CIFAR | {"shortcut": "A"}))
 
 
 def test_other_widths_and_channels_name_both_shapes(path):
     write(path)
     wide = CIFAR | {"width": 8}
     with pytest.raises(UserError, match=r"fc\.weight has \(16, 5\), expected \(32, 5\)"):
-        models.load_weights(path, wide, abstract(wide))
+        weights.load_weights(path, wide, abstract(wide))
     with pytest.raises(UserError, match=r"\(3, 3, 3, 4\), expected \(3, 3, 1, 4\)"):
-        models.load_weights(path, CIFAR, variables(channels=1))
+        weights.load_weights(path, CIFAR, variables(channels=1))
 
 
 def test_another_number_of_classes_needs_permission(path):
     write(path)
     template = variables(classes=7)
     with pytest.raises(UserError, match=r"5 classes, \(16, 5\).* 7, \(16, 7\).*replace_head"):
-        models.load_weights(path, CIFAR, template)
-    loaded, notes = models.load_weights(path, CIFAR, template, replace_head=True)
+        weights.load_weights(path, CIFAR, template)
+    loaded, notes = weights.load_weights(path, CIFAR, template, replace_head=True)
     assert notes == [f"{path}: the head of 5 classes is replaced by a new one of 7 classes."]
     np.testing.assert_array_equal(
         loaded["params"]["head"]["kernel"], template["params"]["head"]["kernel"]
@@ -115,15 +116,15 @@ def test_a_file_without_a_head_needs_permission(path):
     write(path, **{"fc.weight": None, "fc.bias": None})
     template = variables()
     with pytest.raises(UserError, match=r"fc\.bias.*replace_head=True"):
-        models.load_weights(path, CIFAR, template)
-    loaded, notes = models.load_weights(path, CIFAR, template, replace_head=True)
+        weights.load_weights(path, CIFAR, template)
+    loaded, notes = weights.load_weights(path, CIFAR, template, replace_head=True)
     assert "has none" in notes[0]
     assert np.any(np.asarray(loaded["params"]["head"]["kernel"]) != 0.5)
 
 
 def test_permission_does_not_replace_a_head_that_fits(path):
     write(path)
-    loaded, notes = models.load_weights(path, CIFAR, variables(), replace_head=True)
+    loaded, notes = weights.load_weights(path, CIFAR, variables(), replace_head=True)
     assert notes == [] and np.all(np.asarray(loaded["params"]["head"]["kernel"]) == 0.5)
 
 
@@ -131,7 +132,7 @@ def test_torchvisions_stride_is_noted_for_bottlenecks_only(path):
     for depth, expected in ((50, 1), (18, 0)):
         fields = {"depth": depth, "width": 2, "downsample_in": "1x1"}
         write(path, fields)
-        _, notes = models.load_weights(path, fields, abstract(fields))
+        _, notes = weights.load_weights(path, fields, abstract(fields))
         assert len(notes) == expected
     assert conventions(path) == Conventions("3x3", "padded", "imagenet")
 
@@ -139,12 +140,12 @@ def test_torchvisions_stride_is_noted_for_bottlenecks_only(path):
 def test_exported_files_say_how_they_were_trained(path):
     fields = {"depth": 50, "width": 2}
     write(path, fields, metadata={"downsample_in": "1x1", "stem_pool": "padded"})
-    _, notes = models.load_weights(path, fields, abstract(fields))
+    _, notes = weights.load_weights(path, fields, abstract(fields))
     assert notes == [] and conventions(path).downsample_in == "1x1"
 
 
 def test_unknown_kinds_and_absent_files(tmp_path):
     with pytest.raises(UserError, match=r"\.npz.*expected \.safetensors"):
-        models.load_weights(tmp_path / "x.npz", CIFAR, variables())
+        weights.load_weights(tmp_path / "x.npz", CIFAR, variables())
     with pytest.raises(UserError, match=r"no such file.*Nothing is downloaded"):
-        models.load_weights(tmp_path / "x.pth", CIFAR, variables())
+        weights.load_weights(tmp_path / "x.pth", CIFAR, variables())

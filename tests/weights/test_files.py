@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from errors import UserError
-from weights.files import read_safetensors, read_torch, write_safetensors
+from tests.support.reference_weights import write_safetensors
+from weights.files import read_safetensors, read_torch
 
 DATA = pathlib.Path(__file__).parents[1] / "support" / "files"
 FORMATS = ["zip", "stream"]

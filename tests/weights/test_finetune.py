@@ -16,7 +16,7 @@ import train
 from configs import finetune
 from errors import UserError
 from testing import opened_run
-from weights.files import write_safetensors
+from tests.support.reference_weights import write_safetensors
 from weights.torchvision import to_torch
 
 NETWORK = {"depth": 18, "width": 2, "downsample_in": "3x3"}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import models
+import weights
 from errors import UserError
 from tests.support import keras_reference
 from weights.door import conventions
@@ -49,7 +50,7 @@ def test_logits_and_every_stage_equal_keras(layers, tmp_path):
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)), train=False)
     )
-    variables, notes = models.load_weights(path, FIELDS, shapes)
+    variables, notes = weights.load_weights(path, FIELDS, shapes)
     assert any("data.normalization=caffe" in note for note in notes)
     apply = jax.jit(lambda v, x: model.apply(v, x, train=False))
     logits, endpoints = apply(variables, keras_reference.images())
@@ -126,7 +127,7 @@ def test_another_depth_and_another_head_are_named_with_both_shapes(layers, tmp_p
         model = models.create({"depth": depth}, classes)
         image = jnp.ones((1, 32, 32, 3))
         shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
-        models.load_weights(path, {"depth": depth}, shapes)
+        weights.load_weights(path, {"depth": depth}, shapes)
 
     with pytest.raises(UserError, match=r"depth 50 \(3 \+ 4 \+ 6 \+ 3.*depth 101 \(3 \+ 4 \+ 23"):
         load(101, keras_reference.CLASSES)

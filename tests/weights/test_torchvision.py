@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import models
+import weights
 from tests.support import reference_weights
-from weights.files import write_safetensors
+from tests.support.reference_weights import write_safetensors
 from weights.torchvision import from_torch, state_dict, to_torch, torch_name
 
 REFERENCE = np.load(pathlib.Path(__file__).parents[1] / "support" / "files" / "torch_reference.npz")
@@ -44,7 +45,7 @@ def loaded(tmp_path_factory):
         if not path.exists():
             write_safetensors(path, torch_state(CASES[name]), {"format": "pt"})
         case = CASES[name]
-        variables, _ = models.load_weights(path, case.fields | fields, shapes(case, **fields))
+        variables, _ = weights.load_weights(path, case.fields | fields, shapes(case, **fields))
         return variables
 
     return load

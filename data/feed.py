@@ -1,0 +1,81 @@
+"""Host batches on their way to the devices."""
+
+import collections
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Batch = dict[str, Any]
+
+
+class Feed:
+    """Places host batches on the devices, `depth` transfers ahead.
+
+    `wait_seconds` is the time that the loop has waited for the host so far.
+    """
+
+    def __init__(self, host_batches: Iterable[Batch], mesh: Mesh, depth: int = 2):
+        self._host = iter(host_batches)
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._queue = collections.deque()
+        self._depth = depth
+        self.wait_seconds = 0.0
+
+    def __iter__(self) -> "Feed":
+        return self
+
+    def __next__(self) -> Batch:
+        while len(self._queue) < self._depth:
+            start = time.perf_counter()
+            try:
+                batch = next(self._host)
+            except StopIteration:
+                break
+            finally:
+                self.wait_seconds += time.perf_counter() - start
+            self._queue.append(self._place(batch))
+        if not self._queue:
+            raise StopIteration
+        return self._queue.popleft()
+
+    def _place(self, batch):
+        return {
+            k: jax.make_array_from_process_local_data(self._sharding, v) for k, v in batch.items()
+        }
+
+
+class ConstantFeed:
+    """A feed that is the same at every step and never waits."""
+
+    wait_seconds = 0.0
+
+    def __init__(self, value: Batch):
+        self._value = value
+
+    def __next__(self) -> Batch:
+        return self._value
+
+
+def padded_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[Batch]:
+    """This process's part of each batch; the last batch is filled with `valid = False`.
+
+    Args:
+      images: uint8 `[number, height, width, channels]`.
+      labels: int32 `[number]`.
+      batch_size: of the global batch.
+    """
+    local = batch_size // jax.process_count()
+    for start in range(0, len(images), batch_size):
+        first = start + jax.process_index() * local
+        part = slice(first, min(first + local, start + batch_size))
+        image, label = images[part], labels[part]
+        missing = local - len(image)
+        yield {
+            "image": np.pad(image, ((0, missing), (0, 0), (0, 0), (0, 0))),
+            "label": np.pad(label, (0, missing)),
+            "valid": np.arange(local) < len(image),
+        }

@@ -1,0 +1,58 @@
+"""How every command starts and ends.
+
+Exit status: 0 done; 1 an error that the message explains; 2 wrong usage; 128 + signal number when a
+signal ended it (SIGINT 130, SIGTERM 143).
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+from errors import UsageError, UserError
+from run.signals import Interrupted
+
+LOG = logging.getLogger("residual")
+
+
+def run(
+    main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None
+) -> int:
+    """Calls a command's `main(argv)`; turns how it ends into a message and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # the name of a file can be any bytes
+            stream.reconfigure(errors="backslashreplace")
+    # `force`: an import may have set a format already.
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr, force=True)
+    LOG.setLevel(logging.INFO)
+    # While it trains, a run has its own way with signals; elsewhere there is nothing to save.
+    before = _on_sigterm(lambda number, frame: sys.exit(128 + number))
+    try:
+        return main(argv) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if _one_of_several():
+            os._exit(1)  # an orderly exit would wait for the others, and they for this one
+        return 2 if isinstance(error, UsageError) else 1
+    except Interrupted as stopped:
+        print(f"{stopped}; run the same command to continue.")
+        return 128 + stopped.signum
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        _on_sigterm(before)
+
+
+def _on_sigterm(handler):
+    """Sets the handler and returns the one before; only the main thread may, so others skip it."""
+    if threading.current_thread() is threading.main_thread():
+        return signal.signal(signal.SIGTERM, handler)
+    return None
+
+
+def _one_of_several() -> bool:
+    """Whether this process has joined others (`run.processes.join`)."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1

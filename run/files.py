@@ -1,0 +1,50 @@
+"""Writing a file whole or not at all: the one way in which this project writes results."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from errors import UserError
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which takes its place when the block ends well.
+
+    A reader sees the old file or the new one, never half of it; after an error the old one stays.
+    Missing folders are created. The temporary name holds the number of the process, so that two
+    that write the same file do not disturb each other.
+
+    Raises:
+      OSError: as the writing itself.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def explained(path: str | os.PathLike, advice: str = "") -> Iterator[None]:
+    """Turns an OSError of the block into a UserError that names `path` and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = advice or "free space, or choose a folder that can be written"
+        raise UserError(f"{path}: cannot be written ({error}); {advice}.") from error
+
+
+def write_text(path: str | os.PathLike, text: str, advice: str = "") -> Path:
+    """Writes a text file whole or not at all; returns its path.
+
+    Raises:
+      UserError: it cannot be written; `advice` says what to do.
+    """
+    with explained(path, advice), whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)

@@ -1,0 +1,75 @@
+"""How far a run is and how fast: the progress bar, or lines where nobody looks at a terminal."""
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from math import nan
+from typing import Any, Protocol
+
+import jax
+from tqdm import tqdm
+
+LOG = logging.getLogger("residual")
+
+
+class Waits(Protocol):
+    """A feed that counts the seconds which the loop has waited for it."""
+
+    wait_seconds: float
+
+
+class Progress(tqdm):
+    """A progress bar over the steps of a run, which also measures its speed.
+
+    Args:
+      num_steps: of the whole run.
+      step: where it continues.
+      batch_size: of the global batch.
+      feed: what the loop waits for.
+    """
+
+    def __init__(self, num_steps: int, step: int, batch_size: int, feed: Waits):
+        # Not tqdm's own way: it shows nothing on a terminal without a size (docker -t, script).
+        columns, rows = shutil.get_terminal_size()
+        super().__init__(
+            total=num_steps,
+            initial=step,
+            unit="step",
+            disable=None if jax.process_index() == 0 else True,
+            ncols=columns,
+            nrows=rows,
+        )
+        self._batch_size, self._feed = batch_size, feed
+        self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
+        self._step = step
+
+    def advance(self, steps: int) -> None:
+        """Counts steps."""
+        self._steps += steps
+        self._step += steps
+        self.update(steps)
+
+    def show(self, values: Mapping[str, Any]) -> dict[str, float]:
+        """Shows the loss and error of a window of steps, with the speed since the last call.
+
+        Returns:
+          `{'images_per_second', 'data_wait_fraction'}`.
+        """
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        speed = {
+            "images_per_second": self._steps * self._batch_size / seconds,
+            "data_wait_fraction": (self._feed.wait_seconds - self._waited) / seconds,
+        }
+        left = (self.total - self._step) * seconds / max(self._steps, 1)
+        self._since, self._steps, self._waited = now, 0, self._feed.wait_seconds
+        rate, loss = speed["images_per_second"], values.get("loss", nan)
+        error = 100 * values.get("top1_error", nan)
+        self.set_postfix_str(f"{rate:.0f} images/s, loss {loss:.3f}, error {error:.1f} %")
+        if self.disable:
+            LOG.info(
+                "step %d/%d: loss %.4f, training error %.2f %%, %.0f images/s, %s left",
+                *(self._step, self.total, loss, error, rate, tqdm.format_interval(round(left))),
+            )
+        return speed
