@@ -25,6 +25,7 @@ from tqdm import tqdm
 from data import transforms
 from data.class_names import readable
 from data.decode import DecodeError, decode
+from data.normalization import normalize
 from errors import UserError
 from models.activation_map import class_activation_map
 from run import command
@@ -136,7 +137,7 @@ def predict(network, paths, *, top_k=5, batch_size=32, with_maps=False):
 def _compiled(model, top_k, with_maps):
     @jax.jit
     def score(variables, normalization, images):
-        normalized = normalization.normalize(images, *normalization)
+        normalized = normalize(images, *normalization)
         logits, endpoints = model.apply(variables, normalized, train=False)
         probabilities, labels = jax.lax.top_k(jax.nn.softmax(logits), top_k)
         last = max(name for name in endpoints if name.startswith("stage"))

@@ -22,9 +22,9 @@ from PIL import ImageDraw
 from tqdm import tqdm
 
 from analysis import command
-from data import normalization
 from data.class_names import readable
 from data.decode import DecodeError
+from data.normalization import normalize
 from errors import UserError
 from models.activation_map import class_activation_map
 from models.resnet import max_pool_3x3
@@ -157,7 +157,7 @@ def main(argv=None):
 
 def _score(network, endpoint, top_k, variables, images):
     model = network.model
-    normalized = normalization.normalize(images, *network.facts.normalization)
+    normalized = normalize(images, *network.facts.normalization)
     logits, _ = model.apply(variables, normalized, train=False)
     probabilities, labels = jax.lax.top_k(jax.nn.softmax(logits[0]), top_k)
     repeated = jnp.repeat(normalized, top_k, 0)

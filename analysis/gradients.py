@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import models
 from analysis import command
-from data import normalization
+from data.normalization import normalize
 from run.command import run as run_command
 
 POINTS, UNITS, LAGS = 256, 200, 15
@@ -162,7 +162,7 @@ def input_gradients(model, variables, images, train):
 
 def image_networks(network, images, depths, seeds):
     """`neighbour_correlation` at initialisation: `[{'family', 'depth', 'mean', 'values'}]`."""
-    x = normalization.normalize(images, *network.facts.normalization)
+    x = normalize(images, *network.facts.normalization)
     grid = [(family, depth) for depth in depths for family in ("plain", "resnet")]
     rows = []
     for family, depth in tqdm(grid, desc="image networks", unit="network", disable=None):
@@ -199,7 +199,7 @@ def main(argv=None):
     depths = args.depths or ([8, 20, 56] if network.model.stem == "cifar" else [18, 34])
     scalar = scalar_networks(args.runs)
     rows = image_networks(network, images, depths, args.seeds)
-    x = normalization.normalize(images, *network.facts.normalization)
+    x = normalize(images, *network.facts.normalization)
     gradient = jax.jit(lambda v, x: input_gradients(network.model, v, x, train=False))
     trained = neighbour_correlation(gradient(network.variables, x))
     content = {

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from analysis import command
-from data import normalization
+from data.normalization import normalize
 from run.command import run as run_command
 
 MAX_SHIFT = 16
@@ -85,7 +85,7 @@ def measure(network, images, shifts):
 
 
 def _endpoints(network, variables, images):
-    x = normalization.normalize(images, *network.facts.normalization)
+    x = normalize(images, *network.facts.normalization)
     logits, endpoints = network.model.apply(variables, x, train=False)
     kept = {name: endpoints[name].astype(jnp.float32) for name in command.stages(endpoints)}
     return kept | {"pooled": endpoints["pooled"], "logits": logits}

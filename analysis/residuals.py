@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from analysis import command
-from data import normalization
+from data.normalization import normalize
 from errors import UserError
 from run.command import run as run_command
 
@@ -90,7 +90,7 @@ def lesion_errors(network, images, labels, batch_size=256):
 
     @jax.jit
     def wrong(variables, images, labels):
-        x = normalization.normalize(images, *normalization)
+        x = normalize(images, *normalization)
         logits, _ = network.model.apply(variables, x, train=False)
         return (jnp.argmax(logits, -1) != labels).sum()
 
@@ -112,7 +112,7 @@ def main(argv=None):
     network, out = command.open_workdir(args)
     images, labels = command.load_images(network, args.split, args.images)
     step = jax.jit(functools.partial(branch_norms, network.model))
-    sample = normalization.normalize(images[:256], *network.facts.normalization)
+    sample = normalize(images[:256], *network.facts.normalization)
     norms = {
         name: list(map(float, values)) for name, values in step(network.variables, sample).items()
     }

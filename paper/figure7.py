@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from data.normalization import normalize
 from errors import UserError
 from input_pipeline import open_data
 from models.ops.conv import Conv
@@ -86,7 +87,7 @@ def _moments(model, variables, normalization, images, valid):
             moments[convs[name]] = (number, (weights * x).sum(), (weights * x * x).sum())
         return output
 
-    x = normalization.normalize(images, *normalization)
+    x = normalize(images, *normalization)
     with nn.intercept_methods(record):
         model.apply(variables, x, train=False)
     # A list keeps the order of the layers through jit, where a dictionary would be sorted.

@@ -53,14 +53,14 @@ def test_protocols_of_a_run(workdir, protocol):
 
 def test_precise_statistics_are_stored_on_request(workdir):
     result = evaluated(workdir, precise_bn=True, precise_bn_batches=2)
-    assert not (workdir / precise_bn.FILE).exists()
+    assert not (workdir / "precise_bn.npz").exists()
     assert result["precise_bn"]
     stored = evaluated(workdir, precise_bn=True, precise_bn_batches=2, store_precise_bn=True)
     assert stored["loss"] == result["loss"]
-    with np.load(workdir / precise_bn.FILE) as arrays:
+    with np.load(workdir / "precise_bn.npz") as arrays:
         changed = dict(arrays)
     changed["stem_bn.mean"] = changed["stem_bn.mean"] + 1
-    np.savez(workdir / precise_bn.FILE, **changed)
+    np.savez(workdir / "precise_bn.npz", **changed)
     read = evaluated(workdir, precise_bn=True, precise_bn_batches=2)
     assert read["loss"] != result["loss"]  # the stored ones were used
     again = evaluated(workdir, precise_bn=True, precise_bn_batches=3)

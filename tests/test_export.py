@@ -14,7 +14,7 @@ import pytest
 import export
 import models
 import weights
-from data import normalization
+from data.normalization import normalize
 from errors import UserError
 from testing import opened_run
 from tests.support.untrained import make_workdir
@@ -59,7 +59,7 @@ def test_stablehlo_runs_without_this_code_at_any_batch_size(network, images, tmp
     command = [sys.executable, "-c", ALONE, path, tmp_path / "in.npz", tmp_path / "out.npz"]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
-    normalized = normalization.normalize(images, *network.facts.normalization)
+    normalized = normalize(images, *network.facts.normalization)
     apply = jax.jit(lambda v, x: network.model.apply(v, x, train=False)[0])
     expected = apply(network.variables, normalized)
     found = np.load(tmp_path / "out.npz")

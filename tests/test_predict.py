@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import predict
-from data import normalization, small_sets
+from data import small_sets
+from data.normalization import normalize
 from errors import UserError
 from models.activation_map import class_activation_map
 from testing import opened_run
@@ -40,7 +41,7 @@ def run(tmp_path_factory, data_dir):
 
 
 def logits_of(network, images):
-    normalized = normalization.normalize(images, *network.facts.normalization)
+    normalized = normalize(images, *network.facts.normalization)
     return network.model.apply(network.variables, normalized, train=False)
 
 

@@ -89,7 +89,7 @@ def test_validation_may_be_a_split_of_its_own(tiny, resident, tmp_path):
     assert sizes == ([898, 899, 899] if resident else [3, 2, 1])
     tiny.data.validation_size = 1
     with pytest.raises(UserError, match="validation_split=.*validation_size=1: set one"):
-        open_data(tiny, make_mesh())
+        check(tiny, devices=2)
 
 
 def test_evaluation_shows_every_image_once(tiny):

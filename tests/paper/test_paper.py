@@ -13,7 +13,7 @@ import pytest
 import models
 import train
 from configs import recipes
-from data import normalization
+from data.normalization import normalize
 from errors import UserError
 from input_pipeline import open_data
 from paper import (
@@ -168,7 +168,7 @@ def test_figure7_is_the_spread_of_bn_outputs(grid):
     run = opened_run.load(workdir)
     data = open_data(run.config, make_mesh(jax.devices()[:1]))
     images = next(iter(data.evaluation("test")))["image"][:50]
-    x = normalization.normalize(images, *run.facts.normalization)
+    x = normalize(images, *run.facts.normalization)
     _, state = run.model.apply(
         run.variables,
         x,
