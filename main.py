@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import command_line, fields
+from configs import command_line
 from errors import UsageError
 from run import command
 from run.workdir import Workdir
@@ -66,7 +66,7 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool] | None:
     except flags.Error as error:
         raise UsageError(f"{error}\nSee `python main.py --help`.") from error
     if FLAGS.help:
-        rows = "\n".join(f"  --config.{name}: {text}" for name, text in fields.HELP.items())
+        rows = "\n".join(command_line.help_lines())
         print(f"{__doc__}\n{FLAGS.get_help()}\n\nFields of a config:\n{rows}")
         return None
     if FLAGS.config:

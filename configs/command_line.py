@@ -1,15 +1,24 @@
 """From the words of a command line to a config."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from configs.fields import FIELDS
 from errors import UsageError, UserError, first_line
 
 NOT_RECIPES = ("__init__", "base", "command_line", "fields", "recipes")
+
+
+def help_lines() -> Iterator[str]:
+    """One line or two on every field of a config, for --help."""
+    for name, (default, text, allowed) in FIELDS.items():
+        yield f"  --config.{name}={default}: {text}"
+        if isinstance(allowed, tuple):
+            yield f"      one of {', '.join(allowed)}"
 
 
 def recipe(name: str) -> ConfigDict:

@@ -1,86 +1,157 @@
-"""One line on every field of `configs.recipes.base`, for --help."""
+"""Every field of a config: the paper's value (section 3.4), what it means, what it may be.
 
-HELP = {
-    "dataset": "digits, cifar10, cifar100, fashion_mnist, mnist, tfds:NAME or folder:PATH",
-    "data_dir": "where TFDS keeps prepared data sets ('': TFDS's default)",
-    "seed": "of initialisation, order and augmentation",
-    "batch_size": "images per step over all devices",
-    "num_steps": "length of the run in steps",
-    "steps_per_dispatch": "steps in one dispatch (device-resident data only)",
-    "log_every": "steps between training lines in metrics.jsonl",
-    "eval_every": "steps between validation passes",
-    "checkpoint_every": "steps between checkpoints",
-    "keep_checkpoints": "newest checkpoints kept (and the best, with a validation split)",
-    "tensorboard": "write TensorBoard events",
-    "init_from": "weight file to start from or evaluate; brings its stride, pooling, normalisation",
-    "replace_head": "allow a new head when init_from has another number of classes",
-    "model.depth": "18, 34, 50, 101, 152 (imagenet stem) or 6n+2 (cifar stem)",
-    "model.residual": "False: the plain twin without shortcuts",
-    "model.shortcut": "A (zero-pad), B (project when the shape changes), C (project always)",
-    "model.stem": "imagenet (7×7/2 and max pool) or cifar (3×3)",
-    "model.stem_pool": "padded, or unpadded for the authors' Caffe weights",
-    "model.space_to_depth": "compute the 7×7/2 stem as 4×4/1 on 12 channels (same numbers)",
-    "model.width": "channels of the first stage",
-    "model.preactivation": "BN-ReLU-conv blocks (Identity Mappings)",
-    "model.variant": "none, or a rejected design of Identity Mappings, e.g. exclusive_gating",
-    "model.gate_bias": "initial bias of the gating variants",
-    "model.downsample_in": "1x1 (paper) or 3x3 (v1.5)",
-    "model.zero_init_residual": "last BN scale of each branch starts at zero",
-    "model.shortcut_scale": "factor on the shortcut",
-    "model.residual_scale": "factor on the residual branch",
-    "model.output_stride": "8, 16 or 32: dilate instead of striding beyond it",
-    "model.sync_bn": "BN statistics over all devices instead of per device",
-    "model.frozen_bn": "normalise with the running averages in training too",
-    "model.dtype": "float32 or bfloat16 computation (parameters stay float32)",
-    "model.remat": "none, block or segments: recompute activations to save memory",
-    "model.scan_blocks": "run equal blocks as one loop: compile time flat in depth",
-    "optim.learning_rate": "peak learning rate",
-    "optim.reference_batch": "scale the rate by batch_size / this (0: do not scale)",
-    "optim.schedule": "step, cosine or constant",
-    "optim.boundaries": "steps at which the step schedule decays",
-    "optim.decay_factor": "of the step schedule",
-    "optim.warmup_steps": "linear warm-up from zero",
-    "optim.warmup_until_error": "stay at warmup_learning_rate until error is below this (0: off)",
-    "optim.warmup_learning_rate": "rate of that warm-up (ResNet-110: 0.01 until error < 0.8)",
-    "optim.momentum": "of SGD",
-    "optim.momentum_form": "paper: v = m·v + lr·g; torch: lr applied after the velocity",
-    "optim.nesterov": "Nesterov momentum",
-    "optim.weight_decay": "on convolution and fully connected weights only",
-    "optim.label_smoothing": "probability mass spread over the classes",
-    "optim.clip_norm": "clip the global gradient norm (0: off)",
-    "optim.accumulate_steps": "split the batch into this many parts, one after the other",
-    "optim.ema_decay": "average the weights for evaluation (0: off)",
-    "optim.train_only": "all, or head: a linear probe",
-    "optim.on_nonfinite": "stop, or skip the update and count it, when a gradient is NaN or Inf",
-    "augment.kind": "none, pad_crop_flip, scale_jitter (paper) or random_resized_crop",
-    "augment.pad": "pixels of padding before the random crop",
-    "augment.flip": "mirror half of the images",
-    "augment.resize_min": "scale_jitter: smallest shorter side",
-    "augment.resize_max": "scale_jitter: largest shorter side",
-    "augment.area": "random_resized_crop: range of the crop's share of the image",
-    "augment.aspect": "random_resized_crop: range of width / height",
-    "augment.pca_noise": "AlexNet colour noise: standard deviation (0: off)",
-    "augment.mixup": "mixup alpha (0: off)",
-    "augment.cutmix": "CutMix alpha (0: off)",
-    "augment.erase": "probability of random erasing",
-    "data.resident": "keep the data set on the device (small sets)",
-    "data.image_size": "side of the training crops in pixels (streamed data)",
-    "data.normalization": "constants: imagenet, caffe; of the training set: per_pixel, per_channel",
-    "data.train_split": "TFDS split to train on",
-    "data.validation_size": "training images held out for validation (0: none)",
-    "data.validation_split": "split for validation, instead of held-out training images",
-    "data.test_split": "TFDS split of the final test",
-    "data.num_threads": "decoding threads (0: one per core)",
-    "data.prefetch": "batches prepared ahead",
-    "data.on_corrupt": "error (name the record and stop) or mask (skip and count)",
-    "data.max_corrupt_fraction": "mask: share of a split's records above which the run stops",
-    "eval.batch_size": "images per evaluation step over all devices",
-    "eval.split": "test, validation or train",
-    "eval.protocol": "center, 10crop or multiscale",
-    "eval.resize": "shorter side before the center crop and the ten crops (streamed data)",
-    "eval.scales": "shorter sides of the multi-scale protocol",
-    "eval.precise_bn": "recompute BN statistics over training images first",
-    "eval.precise_bn_batches": "training batches for precise_bn",
-    "eval.store_precise_bn": "write the precise statistics into the workdir",
-    "eval.ensemble": "further workdirs whose probabilities are averaged in",
+A recipe changes values, `--help` prints this table, and `training.check` holds every config against
+it; nothing else knows a default or a range. The fields of the network are checked in `models`,
+which is used without configs, too.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+
+class Range(NamedTuple):
+    """Smallest and largest value, both allowed."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        upper = {math.inf: "", _BELOW_ONE: ", < 1"}.get(self.high, f", ≤ {self.high:,}")
+        return f"a number ≥ {self.low}{upper}"
+
+
+class Field(NamedTuple):
+    """One field.
+
+    Attributes:
+      default: the value in the paper's recipe for ImageNet; its type is the field's.
+      help: one line.
+      allowed: a `Range`, or a tuple of choices; None where any value of the type may be tried.
+    """
+
+    default: Any
+    help: str
+    allowed: Range | tuple[str, ...] | None = None
+
+
+IMAGENET_STEPS_PER_EPOCH = 1_281_167 / 256
+_BELOW_ONE = math.nextafter(1, 0)
+_COUNT = Range(1, 2**31 - 1)  # the devices count in 32 bits
+_FRACTION = Range(0, _BELOW_ONE)
+_POSITIVE = Range(0, math.inf)
+
+FIELDS = {
+    "dataset": Field(
+        "tfds:imagenet2012",
+        "digits, cifar10, cifar100, fashion_mnist, mnist, tfds:NAME or folder:PATH",
+    ),
+    "data_dir": Field("", "where TFDS keeps prepared data sets ('': TFDS's default)"),
+    # JAX would take the lower half of a larger seed.
+    "seed": Field(0, "of initialisation, order and augmentation", Range(0, 2**32 - 1)),
+    "batch_size": Field(256, "images per step over all devices", _COUNT),
+    "num_steps": Field(600_000, "length of the run in steps", _COUNT),
+    "steps_per_dispatch": Field(1, "steps in one dispatch (device-resident data only)", _COUNT),
+    "log_every": Field(100, "steps between training lines in metrics.jsonl", _COUNT),
+    "eval_every": Field(5_000, "steps between validation passes", _COUNT),
+    "checkpoint_every": Field(1_000, "steps between checkpoints", _COUNT),
+    "keep_checkpoints": Field(3, "newest checkpoints kept, and the best one besides", _COUNT),
+    "tensorboard": Field(True, "write TensorBoard events"),
+    "init_from": Field("", "weight file to start from; brings its stride, pooling, normalisation"),
+    "replace_head": Field(False, "allow a new head when init_from has other classes"),
+    "model.depth": Field(50, "18, 34, 50, 101, 152 (imagenet stem) or 6n+2 (cifar stem)"),
+    "model.residual": Field(True, "False: the plain twin without shortcuts"),
+    "model.shortcut": Field("B", "A (zero-pad), B (project where shapes change), C (project)"),
+    "model.stem": Field("imagenet", "imagenet (7×7/2 and max pool) or cifar (3×3)"),
+    "model.stem_pool": Field("padded", "padded, or unpadded for the authors' Caffe weights"),
+    "model.space_to_depth": Field(False, "compute the 7×7/2 stem as 4×4/1 on 12 channels"),
+    "model.width": Field(64, "channels of the first stage"),
+    "model.preactivation": Field(False, "BN-ReLU-conv blocks (Identity Mappings)"),
+    "model.variant": Field("none", "none, or a rejected design of Identity Mappings"),
+    "model.gate_bias": Field(0.0, "initial bias of the gating variants"),
+    "model.downsample_in": Field("1x1", "where a bottleneck strides: 1x1 (paper) or 3x3 (v1.5)"),
+    "model.zero_init_residual": Field(False, "last BN scale of each branch starts at zero"),
+    "model.shortcut_scale": Field(1.0, "factor on the shortcut"),
+    "model.residual_scale": Field(1.0, "factor on the residual branch"),
+    "model.output_stride": Field(32, "8, 16 or 32: dilate instead of striding beyond it"),
+    "model.sync_bn": Field(False, "BN statistics over all devices instead of per device"),
+    "model.frozen_bn": Field(False, "normalise with the running averages in training too"),
+    "model.dtype": Field("float32", "of the computation, or bfloat16; parameters stay float32"),
+    "model.remat": Field("none", "none, block or segments: recompute activations, save memory"),
+    "model.scan_blocks": Field(False, "run equal blocks as one loop: compile time flat in depth"),
+    "optim.learning_rate": Field(0.1, "peak learning rate", _POSITIVE),
+    "optim.reference_batch": Field(
+        0, "scale the rate by batch_size / this (0: do not scale)", Range(0, 2**31 - 1)
+    ),
+    "optim.schedule": Field("step", "after the warm-up", ("step", "cosine", "constant")),
+    "optim.boundaries": Field(
+        (round(30 * IMAGENET_STEPS_PER_EPOCH), round(60 * IMAGENET_STEPS_PER_EPOCH)),
+        "steps at which the step schedule decays",
+    ),
+    "optim.decay_factor": Field(0.1, "of the step schedule"),
+    "optim.warmup_steps": Field(0, "linear warm-up from zero", Range(0, 2**31 - 1)),
+    "optim.warmup_until_error": Field(
+        0.0,
+        "stay at warmup_learning_rate until the training error is below this (0: off)",
+        _FRACTION,
+    ),
+    "optim.warmup_learning_rate": Field(0.01, "rate of that warm-up (ResNet-110: error < 0.8)"),
+    "optim.momentum": Field(0.9, "of SGD", _FRACTION),
+    "optim.momentum_form": Field(
+        "paper", "paper: v = m·v + lr·g; torch: rate applied after the velocity", ("paper", "torch")
+    ),
+    "optim.nesterov": Field(False, "Nesterov momentum"),
+    "optim.weight_decay": Field(1e-4, "on convolution and fully connected weights only", _POSITIVE),
+    "optim.label_smoothing": Field(0.0, "probability mass spread over the classes", _FRACTION),
+    "optim.clip_norm": Field(0.0, "clip the global gradient norm (0: off)", _POSITIVE),
+    "optim.accumulate_steps": Field(1, "split the batch into this many parts in turn", _COUNT),
+    "optim.ema_decay": Field(0.0, "average the weights for evaluation (0: off)", _FRACTION),
+    "optim.train_only": Field("all", "all, or head: a linear probe", ("all", "head")),
+    "optim.on_nonfinite": Field(
+        "stop", "or skip the update and count it, when a gradient is NaN or Inf", ("stop", "skip")
+    ),
+    "augment.kind": Field(
+        "scale_jitter",
+        "how training images are cut; scale_jitter is the paper's",
+        ("none", "pad_crop_flip", "scale_jitter", "random_resized_crop"),
+    ),
+    "augment.pad": Field(4, "pixels of padding before the random crop", Range(0, 2**10)),
+    "augment.flip": Field(True, "mirror half of the images"),
+    "augment.resize_min": Field(256, "scale_jitter: smallest shorter side"),
+    "augment.resize_max": Field(480, "scale_jitter: largest shorter side"),
+    "augment.area": Field((0.08, 1.0), "random_resized_crop: range of the share of the image"),
+    "augment.aspect": Field((3 / 4, 4 / 3), "random_resized_crop: range of width / height"),
+    "augment.pca_noise": Field(0.1, "AlexNet's colour noise: deviation (0: off)", _POSITIVE),
+    "augment.mixup": Field(0.0, "mixup alpha (0: off)", _POSITIVE),
+    "augment.cutmix": Field(0.0, "CutMix alpha (0: off)", _POSITIVE),
+    "augment.erase": Field(0.0, "probability of random erasing", Range(0, 1)),
+    "data.resident": Field(False, "keep the data set on the device (small sets)"),
+    "data.image_size": Field(224, "side of the crops in pixels (streamed data)", Range(1, 2**13)),
+    "data.normalization": Field(
+        "imagenet",
+        "constants, or statistics of the training set",
+        ("imagenet", "caffe", "per_pixel", "per_channel"),
+    ),
+    "data.train_split": Field("train", "TFDS split to train on"),
+    "data.validation_size": Field(
+        0, "training images held out for validation (0: none)", Range(0, 2**31 - 1)
+    ),
+    "data.validation_split": Field("", "split for validation, instead of held-out images"),
+    "data.test_split": Field("validation", "TFDS split of the final test"),
+    "data.num_threads": Field(0, "decoding threads (0: one per core)", Range(0, 2**10)),
+    "data.prefetch": Field(4, "batches prepared ahead", Range(0, 2**16)),
+    "data.on_corrupt": Field(
+        "error", "name the record and stop, or mask: skip and count it", ("error", "mask")
+    ),
+    "data.max_corrupt_fraction": Field(
+        0.001, "mask: share of a split's records above which the run stops", Range(0, 1)
+    ),
+    "eval.batch_size": Field(256, "images per evaluation step over all devices", _COUNT),
+    "eval.split": Field("test", "what to test on", ("test", "validation", "train")),
+    "eval.protocol": Field("center", "views of an image", ("center", "10crop", "multiscale")),
+    "eval.resize": Field(256, "shorter side before center and ten crops", Range(1, 2**15)),
+    "eval.scales": Field((224, 256, 384, 480, 640), "shorter sides of the multi-scale protocol"),
+    "eval.precise_bn": Field(False, "recompute BN statistics over training images first"),
+    "eval.precise_bn_batches": Field(200, "training batches for precise_bn", _COUNT),
+    "eval.store_precise_bn": Field(False, "write the precise statistics into the workdir"),
+    "eval.ensemble": Field((), "further workdirs whose probabilities are averaged in"),
 }

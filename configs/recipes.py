@@ -7,7 +7,8 @@ a run of a few steps that only shows that everything works.
 
 import re
 
-from configs.base import IMAGENET_STEPS_PER_EPOCH, base
+from configs.base import base
+from configs.fields import IMAGENET_STEPS_PER_EPOCH
 from errors import UserError
 
 

@@ -1,59 +1,13 @@
 """The one place that refuses a config: before any data are opened and anything is compiled."""
 
-import math
+import itertools
 
 from ml_collections import ConfigDict
 
 import models
 from configs import base
+from configs.fields import FIELDS, Range
 from errors import UserError
-
-BELOW_ONE = math.nextafter(1, 0)
-# Smallest and largest value, both allowed.
-STEPS = (1, 2**31 - 1)  # the devices count in 32 bits
-RANGES = {
-    "seed": (0, 2**32 - 1),  # of a larger one JAX would take the lower half
-    "batch_size": STEPS,
-    "num_steps": STEPS,
-    "steps_per_dispatch": STEPS,
-    "log_every": STEPS,
-    "eval_every": STEPS,
-    "checkpoint_every": STEPS,
-    "keep_checkpoints": STEPS,
-    "optim.learning_rate": (0, math.inf),
-    "optim.reference_batch": (0, 2**31 - 1),
-    "optim.momentum": (0, BELOW_ONE),
-    "optim.weight_decay": (0, math.inf),
-    "optim.label_smoothing": (0, BELOW_ONE),
-    "optim.clip_norm": (0, math.inf),
-    "optim.accumulate_steps": STEPS,
-    "optim.ema_decay": (0, BELOW_ONE),
-    "optim.warmup_until_error": (0, BELOW_ONE),
-    "augment.pad": (0, 2**10),
-    "augment.mixup": (0, math.inf),
-    "augment.cutmix": (0, math.inf),
-    "augment.erase": (0, 1),
-    "augment.pca_noise": (0, math.inf),
-    "data.image_size": (1, 2**13),
-    "data.validation_size": (0, 2**31 - 1),
-    "data.num_threads": (0, 2**10),
-    "data.prefetch": (0, 2**16),
-    "data.max_corrupt_fraction": (0, 1),
-    "eval.batch_size": STEPS,
-    "eval.resize": (1, 2**15),
-    "eval.precise_bn_batches": STEPS,
-}
-CHOICES = {
-    "optim.schedule": ("step", "cosine", "constant"),
-    "optim.momentum_form": ("paper", "torch"),
-    "optim.train_only": ("all", "head"),
-    "optim.on_nonfinite": ("stop", "skip"),
-    "augment.kind": ("none", "pad_crop_flip", "random_resized_crop", "scale_jitter"),
-    "data.normalization": ("imagenet", "caffe", "per_pixel", "per_channel"),
-    "data.on_corrupt": ("error", "mask"),
-    "eval.split": ("test", "validation", "train"),
-    "eval.protocol": ("center", "10crop", "multiscale"),
-}
 
 
 def check(config: ConfigDict, devices: int) -> None:
@@ -65,15 +19,16 @@ def check(config: ConfigDict, devices: int) -> None:
     """
     base.check_types(config)
     models.check(config.model)
-    fields = base.flatten(config)
-    for name, (low, high) in RANGES.items():
-        if not low <= fields[name] <= high:
-            upper = {math.inf: "", BELOW_ONE: " and < 1"}.get(high, f" and ≤ {high}")
-            raise UserError(f"{name}={fields[name]}: expected a number ≥ {low}{upper}.")
-    for name, choices in CHOICES.items():
-        if fields[name] not in choices:
-            expected = ", ".join(map(repr, choices))
-            raise UserError(f"{name}={fields[name]!r}: expected one of {expected}.")
+    values = base.flatten(config)
+    for name, (_, _, allowed) in FIELDS.items():
+        value, expected = values[name], allowed
+        if isinstance(allowed, Range):
+            fits = allowed.low <= value <= allowed.high
+        else:
+            fits = allowed is None or value in allowed
+            expected = f"one of {', '.join(map(repr, allowed or ()))}"
+        if not fits:
+            raise UserError(f"{name}={value!r}: expected {expected}.")
     _check_schedule(config)
     _check_augmentation(config.augment, config.data)
     _check_data(config)
@@ -89,7 +44,7 @@ def check(config: ConfigDict, devices: int) -> None:
 def _check_schedule(config):
     optim = config.optim
     boundaries = (0, *optim.boundaries)
-    if any(a >= b for a, b in zip(boundaries, boundaries[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(boundaries)):
         raise UserError(f"optim.boundaries={optim.boundaries}: expected increasing steps > 0.")
     if not 0 <= optim.warmup_steps <= config.num_steps:
         raise UserError(

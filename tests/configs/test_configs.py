@@ -10,7 +10,7 @@ import pytest
 
 import models
 from configs import base, recipes
-from configs import fields as field_help
+from configs.fields import FIELDS, IMAGENET_STEPS_PER_EPOCH
 from errors import UserError
 from run.workdir import Workdir
 
@@ -75,9 +75,9 @@ def test_goyal_values():
     config = load("resnet50", "goyal")
     assert config.model.downsample_in == "3x3"
     assert config.model.zero_init_residual
-    assert config.num_steps == round(90 * base.IMAGENET_STEPS_PER_EPOCH)
+    assert config.num_steps == round(90 * IMAGENET_STEPS_PER_EPOCH)
     assert config.optim.reference_batch == 256
-    assert config.optim.warmup_steps == round(5 * base.IMAGENET_STEPS_PER_EPOCH)
+    assert config.optim.warmup_steps == round(5 * IMAGENET_STEPS_PER_EPOCH)
     assert not load("plain18", "goyal").model.zero_init_residual
 
 
@@ -94,7 +94,7 @@ def test_file_names_the_imagenet_network():
 
 def test_every_field_has_help_and_a_reader():
     fields = flat(base.base())
-    assert set(fields) == set(field_help.HELP)
+    assert list(fields) and all(FIELDS[name].help for name in fields)
     sources = list(ROOT.glob("*.py")) + [
         p
         for folder in (
