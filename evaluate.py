@@ -28,7 +28,7 @@ from data.facts import Facts
 from data.feed import Feed
 from errors import UserError
 from input_pipeline import open_data
-from run import files
+from run import files, provenance
 from run.mesh import DATA_AXIS, make_mesh
 from run.workdir import Workdir
 from testing import opened_run, precise_bn, protocols
@@ -312,17 +312,12 @@ def question(config: ConfigDict, runs: Sequence[OpenedRun]) -> dict[str, Any]:
 
 
 def _described(result, config, runs):
-    devices = jax.devices()
-    return (
-        result
-        | {"accuracy": 1 - result["top1_error"]}
-        | question(config, runs)
-        | {
-            "date": datetime.date.today().isoformat(),
-            "device": f"{len(devices)} × {devices[0].device_kind}",
-            "jax": jax.__version__,
-        }
-    )
+    made = {
+        "date": datetime.date.today().isoformat(),
+        "device": provenance.device(),
+        "jax": jax.__version__,
+    }
+    return result | {"accuracy": 1 - result["top1_error"]} | question(config, runs) | made
 
 
 def _line(result):

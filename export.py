@@ -13,7 +13,6 @@ Beside each file lies a `.json` with class names, image shape and versions. Exit
 an error that the message explains, 2 wrong arguments.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -114,9 +113,7 @@ def export(network, kind, path):
 
 def main(argv: Sequence[str] | None) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        "export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.Parser("python export.py", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--output", default="", help="file (WORKDIR/export/model.FORMAT)")

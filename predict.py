@@ -7,7 +7,6 @@ cropped and normalised as the network was tested. Exit status: 0 done; 1 an imag
 (it is named, the others are done) or another error that the message explains; 2 wrong arguments.
 """
 
-import argparse
 import concurrent.futures
 import functools
 import json
@@ -208,25 +207,16 @@ def _table(prediction, names, cam):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        "predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.Parser("python predict.py", __doc__)
     parser.add_argument("images", nargs="+", help="image files and folders")
     parser.add_argument("--workdir", required=True, help="folder of the run")
-    parser.add_argument("--top_k", type=_positive, default=5, help="classes per image (5)")
-    parser.add_argument("--batch_size", type=_positive, default=32, help="images at once (32)")
+    parser.add_argument("--top_k", type=command.positive, default=5, help="classes per image (5)")
+    parser.add_argument("--batch_size", type=command.positive, default=32, help="images at once (32)")
     parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
     parser.add_argument("--cam", action="store_true", help="write class activation maps")
     parser.add_argument("--cam_dir", default="", help="where (WORKDIR/cam)")
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
     return parser
-
-
-def _positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: expected a number ≥ 1")
-    return value
 
 
 def main(argv: Sequence[str] | None) -> int:

@@ -7,7 +7,6 @@
 TensorFlow is not needed. An interrupted preparation is started again by the same command.
 """
 
-import argparse
 import contextlib
 import fcntl
 import gzip
@@ -270,9 +269,7 @@ def report(builder, data_dir: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.Parser("python prepare_data.py", __doc__)
     parser.add_argument("name", help=", ".join(DATA_SETS))
     source_help = "directory of the archives (with --convert: of the TFRecord files)"
     parser.add_argument("--from", dest="source", type=Path, metavar="DIR", help=source_help)

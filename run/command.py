@@ -4,8 +4,10 @@ Exit status: 0 done; 1 an error that the message explains; 2 wrong usage; 128 + 
 signal ended it (SIGINT 130, SIGTERM 143).
 """
 
+import argparse
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -15,6 +17,35 @@ from errors import UsageError, UserError
 from run.signals import Interrupted
 
 LOG = logging.getLogger("residual")
+
+
+class Parser(argparse.ArgumentParser):
+    """The arguments of one command; keeps the words by which a reader repeats it.
+
+    Args:
+      prog: what is typed, e.g. 'python predict.py'.
+      description: the module's docstring.
+    """
+
+    def __init__(self, prog: str, description: str):
+        super().__init__(
+            prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """The options, with `command`: the whole command line."""
+        words = sys.argv[1:] if argv is None else argv
+        args = super().parse_args(words)
+        args.command = f"{self.prog} {shlex.join(words)}".strip()
+        return args
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number ≥ 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: expected a number ≥ 1")
+    return value
 
 
 def run(
