@@ -24,21 +24,17 @@ from run.workdir import Workdir
 COMPILATION_CACHE = Path.home() / ".cache" / "residual-networks" / "xla"
 
 FLAGS = flags.FlagValues()
-for define, name, default, text in (
-    (flags.DEFINE_bool, "help", False, "Show this text."),
-    (flags.DEFINE_string, "config", "", "Recipe: FILE or FILE:ARGUMENT, e.g. configs/resnet50.py."),
-    (flags.DEFINE_string, "workdir", "", "Folder of the run; by default a name under runs/."),
-    (flags.DEFINE_string, "coordinator_address", "", "host:port of process 0, for several."),
-    (flags.DEFINE_integer, "num_processes", 0, "Number of processes of the run."),
-    (flags.DEFINE_integer, "process_id", -1, "Number of this process, from 0."),
-    (flags.DEFINE_bool, "multihost", False, "Several hosts that JAX recognises (TPU pod slice)."),
-):
-    define(name, default, text, flag_values=FLAGS)
+flags.DEFINE_bool("help", False, "Show this text.", FLAGS)
+flags.DEFINE_string("config", "", "Recipe: FILE or FILE:ARGUMENT, e.g. configs/resnet50.py.", FLAGS)
+flags.DEFINE_string("workdir", "", "Folder of the run; by default a name under runs/.", FLAGS)
 flags.DEFINE_enum(
     *("mode", "train", ("train", "evaluate", "summary")),
-    "train (and test), evaluate a workdir, or print the network's summary.",
-    flag_values=FLAGS,
+    *("train (and test), evaluate a workdir, or print the network's summary.", FLAGS),
 )
+flags.DEFINE_string("coordinator_address", "", "host:port of process 0, for several.", FLAGS)
+flags.DEFINE_integer("num_processes", 0, "Number of processes of the run.", flag_values=FLAGS)
+flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.", flag_values=FLAGS)
+flags.DEFINE_bool("multihost", False, "Several hosts that JAX recognises (TPU pod slice).", FLAGS)
 flags.DEFINE_alias("h", "help", flag_values=FLAGS)
 
 

@@ -59,7 +59,7 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh | None = None) -> dict[st
     else:
         result = _train(config, folder, mesh)
     if first and not folder.curves.exists():
-        plot_curves(workdir)
+        plot_curves(folder)
     return result
 
 
@@ -143,7 +143,7 @@ class _Loop:
         feed = self.data.feed(step)
         if self._validates(step) and not validated:  # stopped in the middle of it
             self._events(step, state)
-        in_flight = collections.deque()
+        in_flight: collections.deque[Window] = collections.deque()
         progress = Progress(config.num_steps, step, config.batch_size, feed)
         with progress, logging_redirect_tqdm():
             while step < config.num_steps:

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from configs.fields import FIELDS
+from configs.fields import FIELDS, Range
 from errors import UsageError, UserError, first_line
 
 NOT_RECIPES = ("__init__", "base", "command_line", "fields", "recipes")
@@ -17,7 +17,7 @@ def help_lines() -> Iterator[str]:
     """One line or two on every field of a config, for --help."""
     for name, (default, text, allowed) in FIELDS.items():
         yield f"  --config.{name}={default}: {text}"
-        if isinstance(allowed, tuple):
+        if allowed and not isinstance(allowed, Range):
             yield f"      one of {', '.join(allowed)}"
 
 

@@ -5,15 +5,20 @@ it; nothing else knows a default or a range. The fields of the network are check
 which is used without configs, too.
 """
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
 
-class Range(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Range:
     """Smallest and largest value, both allowed."""
 
     low: float
     high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
 
     def __str__(self) -> str:
         upper = {math.inf: "", _BELOW_ONE: ", < 1"}.get(self.high, f", ≤ {self.high:,}")

@@ -85,8 +85,8 @@ class Checkpoints:
         self._keep = keep
         self._workdir = Workdir(workdir)
         self._directory = self._workdir.checkpoints.absolute()
-        self._verified = set()
-        self._written = None  # the step of the last save, until it has been read back
+        self._verified: set[int] = set()
+        self._written: int | None = None  # the step of the last save, until it has been read back
         self._lock = None
         if jax.process_index() > 0:
             return

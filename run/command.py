@@ -32,12 +32,12 @@ class Parser(argparse.ArgumentParser):
             prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
 
-    def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    def parse_args(self, args=None, namespace=None):
         """The options, with `command`: the whole command line."""
-        words = sys.argv[1:] if argv is None else argv
-        args = super().parse_args(words)
-        args.command = f"{self.prog} {shlex.join(words)}".strip()
-        return args
+        words = sys.argv[1:] if args is None else args
+        options = super().parse_args(words, namespace)
+        options.command = f"{self.prog} {shlex.join(words)}".strip()
+        return options
 
 
 def positive(text: str) -> int:
@@ -72,6 +72,9 @@ def run(
         return 128 + stopped.signum
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # who reads the output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     finally:
         _on_sigterm(before)
 

@@ -1,13 +1,11 @@
 """The plot of a run's curves."""
 
-from pathlib import Path
-
 from run import files
 from run.logs import read_lines
 from run.workdir import Workdir
 
 
-def plot_curves(workdir: str | Path) -> None:
+def plot_curves(workdir: Workdir) -> None:
     """Draws top-1 error and loss over steps from metrics.jsonl into `curves.png`.
 
     As in the paper's figures, thin lines are training and bold lines are held-out images.
@@ -17,7 +15,6 @@ def plot_curves(workdir: str | Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    workdir = Workdir(workdir)
     lines = read_lines(workdir.metrics)
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     panels = (("top1_error", "top-1 error (%)", 100), ("loss", "cross-entropy", 1))

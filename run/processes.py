@@ -78,8 +78,9 @@ def join(
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"the processes of this run could not be joined ({first_line(error)}); see that process 0 "
-            "runs at --coordinator_address and that all were started with the same --num_processes."
+            f"the processes of this run could not be joined ({first_line(error)}); see that "
+            "process 0 runs at --coordinator_address and that all were started with the same "
+            "--num_processes."
         ) from error
     ctypes.pythonapi.PyOS_setsig(signal.SIGABRT, _on_abort)
     if jax.process_index() > 0:  # one voice is enough
@@ -117,7 +118,7 @@ class Stop:
     def __init__(self, signals: Signals, mesh: Mesh):
         self.signum = 0
         self._signals = signals
-        self._pending = collections.deque()
+        self._pending: collections.deque[jax.Array] = collections.deque()
         self._alone = jax.process_count() == 1
         self._mine = len(mesh.local_devices)
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -148,7 +149,8 @@ def from_first(read: Callable[[], tuple[dict, Any]]) -> tuple[dict, Any]:
     """
     if jax.process_count() == 1:
         return read()
-    message, arrays = {}, {}
+    message: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
     if jax.process_index() == 0:
         try:
             arrays, facts = read()

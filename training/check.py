@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 import models
 from configs import base
-from configs.fields import FIELDS, Range
+from configs.fields import FIELDS
 from errors import UserError
 
 
@@ -21,14 +21,9 @@ def check(config: ConfigDict, devices: int) -> None:
     models.check(config.model)
     values = base.flatten(config)
     for name, (_, _, allowed) in FIELDS.items():
-        value, expected = values[name], allowed
-        if isinstance(allowed, Range):
-            fits = allowed.low <= value <= allowed.high
-        else:
-            fits = allowed is None or value in allowed
-            expected = f"one of {', '.join(map(repr, allowed or ()))}"
-        if not fits:
-            raise UserError(f"{name}={value!r}: expected {expected}.")
+        if allowed is not None and values[name] not in allowed:
+            listed = ", ".join(map(repr, allowed)) if isinstance(allowed, tuple) else allowed
+            raise UserError(f"{name}={values[name]!r}: expected {listed}.")
     _check_schedule(config)
     _check_augmentation(config.augment, config.data)
     _check_data(config)

@@ -4,17 +4,22 @@
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from data import device_transforms, mixup
+from data.feed import Batch
 from data.keys import Purpose, example_keys, key_for
-from data.normalization import normalize
+from data.normalization import Normalization, normalize
 from run.mesh import DATA_AXIS
 from training import optim
 
@@ -34,14 +39,14 @@ class Window:
     first_bad: jax.Array  # [step, loss, gradient norm, learning rate] of the first of them
 
     @classmethod
-    def empty(cls):
+    def empty(cls) -> "Window":
         """Zeros."""
         zero, count = jnp.float32(0), jnp.int32(0)
         return cls(
             zero, count, count, count, zero, zero, count, count, jnp.full((4,), -1, jnp.float32)
         )
 
-    def summary(self):
+    def summary(self) -> dict[str, Any]:
         """The values of a training line of metrics.jsonl; means over the good steps."""
         values = {"learning_rate": float(self.learning_rate)}
         if self.steps:
@@ -73,12 +78,14 @@ class TrainState:
     warmed_up: jax.Array
     window: Window
 
-    def evaluation_variables(self):
+    def evaluation_variables(self) -> Any:
         """The variables to test with: the averaged ones when there are any."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create_state(config, model, image_shape):
+def create_state(
+    config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]
+) -> TrainState:
     """The state of step 0, a function of `config.seed`; `image_shape` is (height, width, c)."""
     # One program, because each small one costs a compilation. The key is an argument: XLA would
     # draw the numbers of a constant one while compiling. And it runs once, so that on a CPU
@@ -90,7 +97,9 @@ def create_state(config, model, image_shape):
     return init(key_for(config.seed, Purpose.INIT))
 
 
-def abstract_state(config, model, image_shape):
+def abstract_state(
+    config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]
+) -> TrainState:
     """`create_state`'s shapes and types alone: a tree of `jax.ShapeDtypeStruct`."""
     return jax.eval_shape(
         functools.partial(_initial, config, model, image_shape), jax.random.key(0)
@@ -101,7 +110,7 @@ def _initial(config, model, image_shape, key):
     return state_from(config, model.init(key, jnp.zeros((1, *image_shape)), train=False))
 
 
-def state_from(config, variables):
+def state_from(config: ConfigDict, variables: Any) -> TrainState:
     """A state of step 0 with given `params` and `batch_stats`."""
     params, batch_stats = variables["params"], variables["batch_stats"]
     ema = {"params": params, "batch_stats": batch_stats} if config.optim.ema_decay else {}
@@ -117,7 +126,9 @@ def state_from(config, variables):
     )
 
 
-def make_train_step(config, model, normalization):
+def make_train_step(
+    config: ConfigDict, model: nn.Module, normalization: Normalization
+) -> Callable[[TrainState, Batch], TrainState]:
     """One step on one device's share of the batch, to be called inside shard_map over `data`.
 
     Returns:
@@ -154,29 +165,19 @@ def make_train_step(config, model, normalization):
         params = optax.apply_updates(state.params, updates)
         ema = _averaged(config, state.ema, {"params": params, "batch_stats": batch_stats})
         # A step with a NaN leaves no trace; what follows from it is the loop's policy.
-        params, batch_stats, opt_state, ema, error_average, warmed_up = jax.tree.map(
-            functools.partial(jnp.where, good),
-            (params, batch_stats, opt_state, ema, error_average, warmed_up),
-            (
-                state.params,
-                state.batch_stats,
-                state.opt_state,
-                state.ema,
-                state.error_average,
-                state.warmed_up,
-            ),
-        )
+        new = {
+            "params": params,
+            "batch_stats": batch_stats,
+            "opt_state": opt_state,
+            "ema": ema,
+            "error_average": error_average,
+            "warmed_up": warmed_up,
+        }
+        old = {name: getattr(state, name) for name in new}
+        kept = jax.tree.map(functools.partial(jnp.where, good), new, old)
         invalid = jax.lax.psum((~batch["valid"]).sum(), DATA_AXIS)
-        return TrainState(
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            ema=ema,
-            error_average=error_average,
-            warmed_up=warmed_up,
-            window=_extended(config, state, good, loss * total, errors, total, invalid, norm, rate),
-        )
+        window = _extended(config, state, good, loss * total, errors, total, invalid, norm, rate)
+        return state.replace(step=state.step + 1, window=window, **kept)
 
     return step
 
@@ -269,7 +270,9 @@ def _extended(config, state, good, loss, errors, total, invalid, norm, rate):
     )
 
 
-def make_run(config, model, data, mesh):
+def make_run(
+    config: ConfigDict, model: nn.Module, data: Any, mesh: Mesh
+) -> Callable[..., tuple[TrainState, Any, Window]]:
     """Compiled `run(state, order, feed, count) → (state, order, window)`: `count` steps at once.
 
     `state` and `order` are donated. `feed` is what `data.feed` yields: the resident set, or one
