@@ -1,6 +1,6 @@
 """The plot of a run's curves."""
 
-from run import files
+from run import plotting
 from run.logs import read_lines
 from run.workdir import Workdir
 
@@ -10,13 +10,8 @@ def plot_curves(workdir: Workdir) -> None:
 
     As in the paper's figures, thin lines are training and bold lines are held-out images.
     """
-    import matplotlib  # slow to import, so only when used
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     lines = read_lines(workdir.metrics)
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = plotting.pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")
     panels = (("top1_error", "top-1 error (%)", 100), ("loss", "cross-entropy", 1))
     styles = {"train": ("C0", 1), "validation": ("C1", 2.5), "test": ("C3", 2.5)}
     for axis, (name, title, unit) in zip(axes, panels, strict=True):
@@ -33,6 +28,4 @@ def plot_curves(workdir: Workdir) -> None:
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.legend()
-    with files.explained(workdir.curves), files.whole(workdir.curves) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    pyplot.close(figure)
+    plotting.save(figure, workdir.curves, dpi=120)
