@@ -283,7 +283,8 @@ def test_tensorflow_is_never_imported(tmp_path):
     """In a process of its own, which other tests cannot have spoilt."""
     program = (
         "import sys\n"
-        "from pathlib import Path; from tests.support import ilsvrc; from data.sources import open_source\n"
+        "from pathlib import Path\n"
+        "from tests.support import ilsvrc; from data.sources import open_source\n"
         f"data_dir = ilsvrc.prepare(Path({str(tmp_path)!r}))\n"
         "source = open_source('tfds:imagenet2012', 'train', str(data_dir))\n"
         "assert source[0].image[:2] == bytes([255, 216])\n"

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,8 @@ from errors import UserError
 from run import logs
 from run.checkpoint import Checkpoints, flatten
 from run.mesh import make_mesh, replicate, to_host
-from run.processes import Signals
+from run.signals import Interrupted, Signals
+from tests.support.waiting import wait_until
 from training import step as train_step
 
 # Runs of one program share its compilation, as the runs of main.py do.
@@ -73,8 +73,7 @@ def send_when(condition, signum):
     """Sends this process a signal as soon as `condition()`."""
 
     def wait():
-        while not condition():
-            time.sleep(0.001)
+        wait_until(condition)
         os.kill(os.getpid(), signum)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -99,7 +98,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(config, reference, tmp_
 
 def test_a_signal_stops_after_the_step_and_the_run_continues(config, reference, tmp_path):
     send_when(lambda: len(lines(tmp_path)) >= 1, signal.SIGTERM)
-    with pytest.raises(train.Interrupted, match="SIGTERM") as stopped:
+    with pytest.raises(Interrupted, match="SIGTERM") as stopped:
         train.train(config, tmp_path)
     assert stopped.value.signum == signal.SIGTERM
     assert Checkpoints(tmp_path, read_only=True).steps()[-1] == stopped.value.step
@@ -110,16 +109,22 @@ def test_a_signal_stops_after_the_step_and_the_run_continues(config, reference, 
 def test_a_signal_during_validation_stops_it_and_it_is_done_again(
     config, reference, tmp_path, monkeypatch
 ):
-    evaluation = Resident.evaluation
+    evaluation, of_this_run = Resident.evaluation, []
+
+    class Watched(Signals):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            of_this_run.append(self)
 
     def interrupted(self, split):
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.5)  # the watching thread reads it
+        wait_until(lambda: of_this_run[0].received)
         yield from evaluation(self, split)
 
     with monkeypatch.context() as patch:
         patch.setattr(Resident, "evaluation", interrupted)
-        with pytest.raises(train.Interrupted) as stopped:
+        patch.setattr(train, "Signals", Watched)
+        with pytest.raises(Interrupted) as stopped:
             train.train(config, tmp_path)
     assert stopped.value.step == 6
     assert "validation" not in {line["split"] for line in lines(tmp_path)}
@@ -141,10 +146,11 @@ def test_a_signal_during_validation_stops_it_and_it_is_done_again(
 def test_signals_that_end_the_process_at_once(nothing_to_lose, signals, status):
     child = os.fork()
     if child == 0:  # which the signals end while its main thread is deep in C
-        with Signals(nothing_to_lose):
-            for name in signals:
+        with Signals(nothing_to_lose) as watched:
+            for name in signals[:-1]:
                 os.kill(os.getpid(), getattr(signal, name))
-                time.sleep(0.05)
+                wait_until(lambda: watched.received)
+            os.kill(os.getpid(), getattr(signal, signals[-1]))
             lock = threading.Lock()
             lock.acquire()
             lock.acquire(timeout=30)
@@ -156,9 +162,7 @@ def test_the_first_signal_only_asks_and_handlers_are_put_back():
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
-        deadline = time.monotonic() + 30
-        while not signals.received and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: signals.received)
         assert signals.received == signal.SIGTERM
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
@@ -200,7 +204,7 @@ def test_a_disk_that_is_full_from_the_start_ends_with_a_message(config, small_di
 
 def test_an_unwritable_workdir_is_refused(config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="choose a folder that can be written"):
+    with pytest.raises(UserError, match=r"cannot be written.*choose another --workdir"):
         train.train(config, tmp_path / "file" / "run")
 
 
@@ -291,7 +295,7 @@ def test_one_skipped_step_is_named_and_counted_and_the_run_goes_on(
 ):
     tiny.optim.on_nonfinite = "skip"
     opened = input_pipeline.open_data
-    monkeypatch.setattr(input_pipeline, "open_data", lambda c, mesh: Poisoned(opened(c, mesh), 5))
+    monkeypatch.setattr(train, "open_data", lambda c, mesh: Poisoned(opened(c, mesh), 5))
     result = train.train(tiny, tmp_path)
     assert np.isfinite(result["loss"]) and result["images"] == 899
     counts = [(line["step"], line.get("skipped_steps")) for line in lines(tmp_path)]
