@@ -1,9 +1,18 @@
 """The degradation experiment: plain against residual networks over depths (section 4.2)."""
 
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 from paper import experiment, numbers, plots, result
+from run import plotting
+
+PAPER: dict[str, Any] = numbers.TABLE6 | {"plain110": f"> {numbers.PLAIN110_AT_LEAST:.0f}"}
+
+Panels = Sequence[tuple[str, Callable[[str], bool]]]
 
 
-def entries(families, depths):
+def entries(families: Sequence[str], depths: Sequence[int]) -> list[experiment.Entry]:
     """The grid: every depth of every family ('plain', 'resnet'), shortcuts without parameters.
 
     Option A is what the CIFAR networks have anyway, and figure 4's (section 4.1): the plain and the
@@ -16,7 +25,7 @@ def entries(families, depths):
     ]
 
 
-def run(args, families, title, panels):
+def publish(args: argparse.Namespace, families: Sequence[str], title: str, panels: Panels) -> None:
     """Trains the grid and publishes it with a figure `<out>/<args.name>.svg`.
 
     Args:
@@ -27,21 +36,19 @@ def run(args, families, title, panels):
     """
     runs, notes = experiment.train_grid(args, entries(families, args.depths))
     summary = experiment.summarise(runs)
-    names = list(summary)
-    figure = draw(runs, names, panels, args.out, args.name)
-    return result.publish(
-        args.out,
-        args.name,
+    figure = draw(runs, list(summary), panels, args)
+    result.publish(
+        args,
         title,
-        experiment.header(args, notes, runs),
-        tables(names, summary, args.depths),
+        result.header(args, notes, runs),
+        tables(list(summary), summary, args.depths),
         figures=[figure],
         summary=summary,
         runs=runs,
     )
 
 
-def degradation(summary, depths):
+def degradation(summary: Mapping[str, Any], depths: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Deepest minus shallowest, in points, per family: `{'plain': {'test', 'train'}, …}`.
 
     Positive: the deeper network is worse. On training error too, that is degradation and not
@@ -61,13 +68,13 @@ def degradation(summary, depths):
     return found
 
 
-def tables(names, summary, depths):
+def tables(
+    names: Sequence[str], summary: Mapping[str, Any], depths: Sequence[int]
+) -> list[dict[str, Any]]:
     """Every network beside the paper's CIFAR-10 error; what depth adds, deepest − shallowest."""
     rows = []
     for name in names:
-        mine, paper = summary.get(name), numbers.TABLE6.get(name)
-        if name == "plain110":
-            paper = f"> {numbers.PLAIN110_AT_LEAST:.0f}"
+        mine, paper = summary.get(name), PAPER.get(name)
         train = mine["train"] if mine else None
         rows.append([name, train, result.ours(mine), paper, result.difference(mine, paper)])
     columns = ["network", "training error (%)", "test error (%)", "paper (%)", "difference"]
@@ -82,12 +89,13 @@ def tables(names, summary, depths):
     return listed
 
 
-def draw(runs, names, panels, out, file_name):
-    """Draws one panel of error curves each; returns the file's name."""
-    plt = plots.pyplot()
-    figure, axes = plt.subplots(
+def draw(
+    runs: Sequence[dict[str, Any]], names: Sequence[str], panels: Panels, args: argparse.Namespace
+) -> str:
+    """Draws one panel of error curves each into `<args.out>/<args.name>.svg`; returns its name."""
+    figure, axes = plotting.pyplot().subplots(
         1, len(panels), figsize=(5 * len(panels), 4), sharey=True, squeeze=False
     )
     for axis, (title, shown) in zip(axes[0], panels, strict=True):
         plots.error_curves(axis, runs, [n for n in names if shown(n)], title)
-    return plots.save(figure, out, file_name)
+    return plots.save(figure, args.out, args.name)

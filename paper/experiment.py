@@ -7,19 +7,19 @@ where it was.
 
 import argparse
 import logging
-import shlex
 import statistics
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
 
 import train
 from configs import cifar10, cifar100, digits, fashion_mnist, recipes
 from errors import UserError
 from paper import result
-from run import logs
+from run import command, logs
 from run.workdir import Workdir
 
 LOG = logging.getLogger("residual")
@@ -39,39 +39,21 @@ class Entry(NamedTuple):
     model: Mapping[str, Any] = MappingProxyType({})
 
 
-class Parser(argparse.ArgumentParser):
-    """The arguments of `python -m paper.<name>`; keeps the whole command, for the result's header.
+def parser(
+    name: str,
+    description: str,
+    *,
+    depths: Sequence[int] | None = None,
+    dataset: str = "cifar10",
+) -> command.Parser:
+    """`result.parser` with the options that all training commands have.
 
     Args:
-      name: of the table or figure.
-      description: the module's docstring.
-    """
-
-    def __init__(self, name, description):
-        super().__init__(
-            f"python -m paper.{name}",
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        self.set_defaults(name=name)
-
-    def parse_args(self, argv=None):
-        """The options, with `name` and `command`, by which a reader repeats it."""
-        words = sys.argv[1:] if argv is None else argv
-        args = super().parse_args(words)
-        args.command = f"{self.prog} {shlex.join(words)}".strip()
-        return args
-
-
-def parser(name, description, *, depths=None, dataset="cifar10"):
-    """A `Parser` with the options that all training commands have.
-
-    Args:
-      name, description: of `Parser`.
+      name, description: of `result.parser`.
       depths: the default of `--depths`; None leaves the option out.
       dataset: the default of `--dataset`.
     """
-    p = Parser(name, description)
+    p = result.parser(name, description)
     p.add_argument(
         "--dataset", default=dataset, help="cifar10, cifar100, fashion_mnist, digits, folder:PATH …"
     )
@@ -90,16 +72,15 @@ def parser(name, description, *, depths=None, dataset="cifar10"):
     p.add_argument("--width", type=int, help="channels of the first stage; default: the recipe's")
     p.add_argument("--scan_blocks", action="store_true", help="compile equal blocks once")
     p.add_argument("--runs", default="runs/paper", help="folder of the runs' workdirs")
-    p.add_argument("--out", default="results", help="folder of the JSON, Markdown and figure")
     return p
 
 
-def uses_cifar_networks(dataset):
+def uses_cifar_networks(dataset: str) -> bool:
     """Whether a data set takes the CIFAR networks by default: sets of whole arrays do."""
     return ":" not in dataset
 
 
-def recipe(dataset, network, networks="cifar"):
+def recipe(dataset: str, network: str, networks: str = "cifar") -> tuple[ConfigDict, list[str]]:
     """The paper's recipe for a network on any data set.
 
     Args:
@@ -133,7 +114,7 @@ def recipe(dataset, network, networks="cifar"):
     return config, [] if dataset == paper else [f"{dataset} instead of {paper}"]
 
 
-def configure(args, entry, seed):
+def configure(args: argparse.Namespace, entry: Entry, seed: int) -> tuple[ConfigDict, list[str]]:
     """The config of one run of the grid and what was scaled in it.
 
     A run trains on the full training split, and the curve is that of the test split, as in the
@@ -200,7 +181,9 @@ def _resize(config, args, notes, entry):
         config.model.scan_blocks = True
 
 
-def train_grid(args, entries):
+def train_grid(
+    args: argparse.Namespace, entries: Sequence[Entry]
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Trains (or reads) every network with every seed.
 
     Returns:
@@ -213,7 +196,8 @@ def train_grid(args, entries):
         for entry in entries:
             config, run_notes = configure(args, entry, seed)
             notes += [note for note in run_notes if note not in notes]
-            workdir = Path(args.runs, _folder(args.dataset), f"{_folder(entry.name)}-seed{seed}")
+            folder = Path(args.runs, _folder(args.dataset))
+            workdir = str(folder / f"{_folder(entry.name)}-seed{seed}")
             LOG.info(
                 "run %d of %d: %s, seed %d → %s", len(runs) + 1, number, entry.name, seed, workdir
             )
@@ -222,7 +206,7 @@ def train_grid(args, entries):
                 {
                     "name": entry.name,
                     "seed": seed,
-                    "workdir": str(workdir),
+                    "workdir": workdir,
                     "final": {k: final[k] for k in ("loss", "top1_error", "top5_error", "images")},
                     "curves": curves(workdir),
                 }
@@ -234,7 +218,7 @@ def _folder(dataset):
     return "".join(c if c.isalnum() else "_" for c in dataset)
 
 
-def curves(workdir):
+def curves(workdir: str) -> dict[str, list[list[float]]]:
     """Error in % over steps of a run: `{'train': [[step, error], …], 'validation': …}`."""
     lines = logs.read_lines(Workdir(workdir).metrics)
     return {
@@ -247,7 +231,9 @@ def curves(workdir):
     }
 
 
-def summarise(runs, error="top1_error"):
+def summarise(
+    runs: Sequence[Mapping[str, Any]], error: str = "top1_error"
+) -> dict[str, dict[str, Any]]:
     """Mean and spread over seeds: `{name: {'mean', 'std', 'errors', 'train', 'seeds'}}` in %.
 
     `train` is the mean of the last point of the training curves, over the last window of steps.
@@ -265,13 +251,3 @@ def summarise(runs, error="top1_error"):
             "seeds": [run["seed"] for run in mine],
         }
     return summary
-
-
-def header(args, notes=(), runs=()):
-    """The header of the result of a command; see `result.header`."""
-    return result.header(
-        command=args.command,
-        dataset=getattr(args, "dataset", None),
-        seeds=sorted({run["seed"] for run in runs}),
-        scaled=notes,
-    )

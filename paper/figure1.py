@@ -5,6 +5,7 @@ python -m paper.figure1 --dataset=digits --seeds 0 1 2
 """
 
 import sys
+from collections.abc import Sequence
 
 from paper import degradation, experiment
 from run import command
@@ -12,11 +13,11 @@ from run import command
 TITLE = "Figure 1: deeper plain networks train worse"
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, runs and writes."""
     args = experiment.parser("figure1", __doc__, depths=[20, 56]).parse_args(argv)
     panels = [("plain networks", lambda name: True)]
-    return degradation.run(args, ("plain",), TITLE, panels)
+    degradation.publish(args, ("plain",), TITLE, panels)
 
 
 if __name__ == "__main__":

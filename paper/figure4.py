@@ -8,6 +8,8 @@
 """
 
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from paper import degradation, experiment, imagenet_form, numbers, result
 from run import command
@@ -17,20 +19,17 @@ DEPTHS = {"imagenet": [18, 34], "cifar": [20, 56]}
 FAMILIES = ("plain", "resnet")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, trains the grid, tests and publishes."""
-    p = imagenet_form.parser("figure4", __doc__)
-    p.add_argument("--depths", type=int, nargs="+", help="default: 18 34, or 20 56 for CIFAR's")
-    args = imagenet_form.parse(p, argv, depths=DEPTHS)
+    args = imagenet_form.parse("figure4", __doc__, argv, DEPTHS)
     runs, notes = imagenet_form.train_and_test(args, degradation.entries(FAMILIES, args.depths))
     summary = experiment.summarise(runs)
     panels = [("plain", lambda n: n.startswith("plain")), ("ResNet", lambda n: "resnet" in n)]
-    figure = degradation.draw(runs, list(summary), panels, args.out, "figure4")
-    return result.publish(
-        args.out,
-        "figure4",
+    figure = degradation.draw(runs, list(summary), panels, args)
+    result.publish(
+        args,
         TITLE,
-        experiment.header(args, notes, runs),
+        result.header(args, notes, runs),
         tables(summary),
         figures=[figure],
         summary=summary,
@@ -38,7 +37,7 @@ def main(argv=None):
     )
 
 
-def tables(summary):
+def tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Table 2: top-1 error of plain and residual networks beside the paper's."""
     rows = [
         [name, result.ours(mine), paper, result.difference(mine, paper)]

@@ -8,6 +8,7 @@ against 1202 layers, is `--depths 110 1202`. The paper does not draw plain-110 (
 """
 
 import sys
+from collections.abc import Sequence
 
 from paper import degradation, experiment
 from run import command
@@ -16,14 +17,14 @@ DEPTHS = [20, 32, 44, 56, 110]
 TITLE = "Figure 6: plain and residual networks over depths"
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, runs and writes."""
     args = experiment.parser("figure6", __doc__, depths=DEPTHS).parse_args(argv)
     panels = [
         ("plain", lambda name: name.startswith("plain")),
         ("residual", lambda name: name.startswith("resnet")),
     ]
-    return degradation.run(args, ("plain", "resnet"), TITLE, panels)
+    degradation.publish(args, ("plain", "resnet"), TITLE, panels)
 
 
 if __name__ == "__main__":

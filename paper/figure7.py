@@ -8,10 +8,13 @@ the statistics of testing. Left: in the order of the layers; right: sorted. The 
 `paper.figure6`; with the same ones nothing is trained again.
 """
 
+import collections
 import functools
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,7 +27,7 @@ from errors import UserError
 from input_pipeline import open_data
 from models.ops.conv import Conv
 from paper import degradation, experiment, plots, result
-from run import command
+from run import command, plotting
 from run.mesh import make_mesh
 from testing import opened_run
 
@@ -33,7 +36,7 @@ IMAGES = 1000
 LINEAR_UP_TO = 30  # larger standard deviations are drawn on a logarithmic axis
 
 
-def responses(workdir, images=IMAGES):
+def responses(workdir: str, images: int = IMAGES) -> dict[str, list]:
     """Standard deviation of every 3×3 layer of a run's network over test images.
 
     Args:
@@ -47,14 +50,12 @@ def responses(workdir, images=IMAGES):
       UserError: the network does not normalise after its convolutions.
     """
     run = opened_run.load(workdir)
-    if run.model.preactivation or run.model.variant in ("bn_after_addition",):
+    if run.model.preactivation or run.model.variant == "bn_after_addition":
         raise UserError(
             f"{workdir}: this network has no BN between its convolutions and the addition; "
             "figure 7 compares networks of the original form (model.variant='none')."
         )
-    config = run.config
-    mesh = make_mesh(jax.devices()[:1])
-    batches = open_data(config, mesh).evaluation("test")
+    batches = open_data(run.config, make_mesh(jax.devices()[:1])).evaluation("test")
     step = jax.jit(functools.partial(_moments, run.model))
     sums, seen = None, 0
     for batch in batches:
@@ -71,7 +72,8 @@ def responses(workdir, images=IMAGES):
 
 def _moments(model, variables, normalization, images, valid):
     """Count, sum and sum of squares of each 3×3 layer's response over the valid images."""
-    convs, moments = {}, {}
+    # An OrderedDict keeps the order of the layers through jit, where a dictionary is sorted.
+    convs, moments = {}, collections.OrderedDict()
 
     def record(next_fun, args, kwargs, context):
         output = next_fun(*args, **kwargs)
@@ -90,26 +92,14 @@ def _moments(model, variables, normalization, images, valid):
     x = normalize(images, *normalization)
     with nn.intercept_methods(record):
         model.apply(variables, x, train=False)
-    # A list keeps the order of the layers through jit, where a dictionary would be sorted.
-    return _Ordered(moments)
-
-
-class _Ordered(dict):
-    """A dictionary that keeps its order as a JAX tree."""
-
-
-jax.tree_util.register_pytree_node(
-    _Ordered,
-    lambda d: (tuple(d.values()), tuple(d.keys())),
-    lambda keys, values: _Ordered(zip(keys, values, strict=True)),
-)
+    return moments
 
 
 def _norm_of(conv):
     return conv.replace("stem_conv", "stem_bn").replace("/conv", "/bn")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, trains what is missing, measures and publishes."""
     parser = experiment.parser("figure7", __doc__, depths=[20, 56, 110])
     parser.add_argument("--workdirs", nargs="+", help="existing runs instead of a grid")
@@ -131,11 +121,10 @@ def main(argv=None):
         }
         for name, of_seeds in measured.items()
     }
-    return result.publish(
-        args.out,
-        "figure7",
+    result.publish(
+        args,
         TITLE,
-        experiment.header(args, notes, runs),
+        result.header(args, notes, runs),
         tables(series),
         figures=[draw(series, args.out)],
         remarks=[
@@ -146,7 +135,7 @@ def main(argv=None):
     )
 
 
-def tables(series):
+def tables(series: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Mean and median of the layers' standard deviations per network."""
     rows = [
         [name, len(one["std"]), float(np.mean(one["std"])), float(np.median(one["std"]))]
@@ -156,10 +145,9 @@ def tables(series):
     return [result.table("", columns, rows)]
 
 
-def draw(series, out):
+def draw(series: Mapping[str, Any], out: str) -> str:
     """Standard deviations over layers, in the original and in sorted order."""
-    plt = plots.pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    figure, axes = plotting.pyplot().subplots(1, 2, figsize=(10, 4), sharey=True)
     depths = sorted({_depth(name) for name in series})
     for name, one in series.items():
         colour = plots.COLOURS[depths.index(_depth(name)) % len(plots.COLOURS)]

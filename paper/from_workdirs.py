@@ -1,18 +1,25 @@
 """What tables 4 and 5 share: testing given workdirs with a protocol, each only once."""
 
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import evaluate
-from paper import experiment, result
+from paper import result
+from run import command
 from run.workdir import Workdir
 from testing import opened_run
 
 PAPER_SCALES = (224, 256, 384, 480, 640)
 
 
-def parser(name, description):
-    """Options of a command that tests existing workdir."""
-    p = experiment.Parser(name, description)
+def parser(name: str, description: str) -> command.Parser:
+    """`result.parser` with the options of a command that tests existing workdirs."""
+    p = result.parser(name, description)
     p.add_argument("--workdirs", nargs="+", required=True, help="folders of finished runs")
     p.add_argument("--protocol", default="multiscale", choices=("center", "10crop", "multiscale"))
     p.add_argument("--scales", type=int, nargs="+", help="shorter sides; default: the config's")
@@ -20,11 +27,15 @@ def parser(name, description):
     p.add_argument("--dataset", help="default: the one that the first workdir was trained on")
     p.add_argument("--data_dir", help="default: the first workdir's")
     p.add_argument("--batch_size", type=int, help="images per evaluation step")
-    p.add_argument("--out", default="results", help="folder of the JSON and Markdown")
     return p
 
 
-def run(args, title, groups, tables):
+def publish(
+    args: argparse.Namespace,
+    title: str,
+    groups: Sequence[Sequence[str]],
+    tables: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+) -> None:
     """Tests groups of workdirs and publishes.
 
     Args:
@@ -38,11 +49,10 @@ def run(args, title, groups, tables):
     measured = [_measured(args, group, known) for group in bar]
     runs = [{"seed": Workdir(folder).read_config().seed} for folder in args.workdirs]
     args.dataset = measured[0]["dataset"]
-    return result.publish(
-        args.out,
-        args.name,
+    result.publish(
+        args,
         title,
-        experiment.header(args, _notes(args, measured[0]), runs),
+        result.header(args, _notes(args, measured[0]), runs),
         tables(measured),
         measured=measured,
     )
@@ -62,10 +72,12 @@ def _measured(args, workdirs, known):
     name = f"{'resnet' if model.residual else 'plain'}{model.depth}"
     if model.residual and model.depth == 34:
         name += model.shortcut
-    return tested(config, first, known) | {"name": name, "workdir": str(first)}
+    return tested(config, first, known) | {"name": name, "workdir": first}
 
 
-def tested(config, workdir, known=()):
+def tested(
+    config: ConfigDict, workdir: str, known: Iterable[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """`evaluate.run(config, workdir)`, unless `known` or the workdir's last test answers it.
 
     Args:
@@ -73,8 +85,8 @@ def tested(config, workdir, known=()):
       workdir: the folder, and with `config.eval.ensemble` those tested with it.
       known: results of earlier tests.
     """
-    members = [opened_run.load(folder) for folder in (workdir, *config.eval.ensemble)]
-    question = evaluate.question(config, members)
+    runs = [opened_run.load(folder) for folder in (workdir, *config.eval.ensemble)]
+    question = evaluate.question(config, runs)
     last = result.read(workdir, Workdir(workdir).evaluation.stem)
     for one in (*known, *([last] if last else [])):
         if all(one.get(key) == value for key, value in question.items()):

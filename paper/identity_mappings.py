@@ -10,12 +10,14 @@ ResNet-164 has bottleneck blocks, which the CIFAR networks here have not.
 
 import statistics
 import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from paper import experiment, numbers, result
 from run import command
 
 TITLE = "Identity mappings: shortcuts (table 1) and activations (table 2)"
-TABLE1 = {
+TABLE1: dict[str, dict[str, Any]] = {
     "original": {},
     "plain (shortcut 0, f 1)": {"shortcut_scale": 0.0},
     "scaling (shortcut 0.5, f 1)": {"shortcut_scale": 0.5},
@@ -28,7 +30,7 @@ TABLE1 = {
     "1x1 conv shortcut": {"shortcut": "C"},
     "dropout shortcut": {"variant": "dropout_shortcut"},
 }
-TABLE2 = {
+TABLE2: dict[str, dict[str, Any]] = {
     "original": {},
     "BN after addition": {"variant": "bn_after_addition"},
     "ReLU before addition": {"variant": "relu_before_addition"},
@@ -38,7 +40,7 @@ TABLE2 = {
 ROWS = {1: TABLE1, 2: TABLE2}
 
 
-def entries(depth, tables_):
+def entries(depth: int, tables_: Iterable[int]) -> list[experiment.Entry]:
     """The grid of the chosen tables; 'original' is in both and trained once."""
     chosen = {name: fields for number in tables_ for name, fields in ROWS[number].items()}
     return [
@@ -47,7 +49,7 @@ def entries(depth, tables_):
     ]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, trains the grid and publishes."""
     p = experiment.parser("identity_mappings", __doc__)
     p.add_argument("--depth", type=int, default=110, help="of the residual network, 6n+2")
@@ -59,18 +61,17 @@ def main(argv=None):
     if len(args.seeds) < 5:
         notes.append(f"median of {len(args.seeds)} instead of five runs")
     summary = {name.partition(" ")[2]: found for name, found in experiment.summarise(runs).items()}
-    return result.publish(
-        args.out,
-        "identity_mappings",
+    result.publish(
+        args,
         TITLE,
-        experiment.header(args, notes, runs),
+        result.header(args, notes, runs),
         tables(summary, args.tables),
         summary=summary,
         runs=runs,
     )
 
 
-def tables(summary, chosen=(1, 2)):
+def tables(summary: Mapping[str, Any], chosen: Sequence[int] = (1, 2)) -> list[dict[str, Any]]:
     """Both tables beside the paper's medians; `summary` by the names of the rows."""
     columns = [
         "shortcut",

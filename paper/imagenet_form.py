@@ -1,22 +1,36 @@
 """What figure 4, table 2 and table 3 share: ImageNet networks, tested with ten crops."""
 
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from paper import experiment, from_workdirs
 from run.workdir import Workdir
 
 
-def parser(name, description):
-    """`experiment.parser` with the choice between ImageNet's networks and CIFAR's."""
+def parse(
+    name: str,
+    description: str,
+    argv: Sequence[str] | None,
+    depths: Mapping[str, Sequence[int]],
+) -> argparse.Namespace:
+    """The options of `experiment.parser`, `--networks` and `--depths`.
+
+    Args:
+      name, description: of the command.
+      argv: what was typed.
+      depths: the default of `--depths` for `networks` of 'imagenet' and of 'cifar'.
+    """
     p = experiment.parser(name, description, dataset="tfds:imagenet2012")
     p.add_argument(
         "--networks",
         choices=("imagenet", "cifar"),
         help="default: cifar for sets of whole arrays (cifar10, digits, …), else imagenet",
     )
-    return p
-
-
-def parse(p, argv, *, depths):
-    """Parses, and chooses `networks` and the `depths[networks]` that were left open."""
+    imagenet, cifar = (" ".join(map(str, depths[form])) for form in ("imagenet", "cifar"))
+    p.add_argument(
+        "--depths", type=int, nargs="+", help=f"default: {imagenet}, or {cifar} for CIFAR's"
+    )
     args = p.parse_args(argv)
     if args.networks is None:
         whole = experiment.uses_cifar_networks(args.dataset)
@@ -26,7 +40,9 @@ def parse(p, argv, *, depths):
     return args
 
 
-def train_and_test(args, entries):
+def train_and_test(
+    args: argparse.Namespace, entries: Sequence[experiment.Entry]
+) -> tuple[list[dict[str, Any]], list[str]]:
     """`experiment.train_grid`, then the test of these tables: ten crops.
 
     CIFAR networks keep their single view (section 4.2).
@@ -42,7 +58,7 @@ def train_and_test(args, entries):
     return runs, notes
 
 
-def ten_crop(workdir):
+def ten_crop(workdir: str) -> dict[str, Any]:
     """Errors of a run with ten crops."""
     config = Workdir(workdir).read_config()
     config.eval.protocol = "10crop"

@@ -1,31 +1,21 @@
 """Figures in the paper's manner: thin lines for training error, bold ones for test error."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from run import plotting
 
 COLOURS = ("#c8a000", "#00a0c8", "#c03030", "#303030", "#7a3fa0", "#2e8b57")
 
 
-def pyplot():
-    """matplotlib's pyplot without a display (slow to import, so only when used)."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    # Text as text and no random names: the file is small and the same on every run.
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "paper"})
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def save(figure, out, name):
+def save(figure: Any, out: str, name: str) -> str:
     """Writes `<out>/<name>.svg` and returns its file name."""
-    Path(out).mkdir(parents=True, exist_ok=True)
-    figure.savefig(Path(out) / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
-    pyplot().close(figure)
-    return f"{name}.svg"
+    path = Path(out, f"{name}.svg")
+    return plotting.save(figure, path, metadata={"Date": None}, bbox_inches="tight").name
 
 
-def mean_curve(runs, split):
+def mean_curve(runs: Sequence[dict[str, Any]], split: str) -> list[tuple[int, float]]:
     """Pointwise mean over runs of `[[step, error], …]`; the runs have the same steps."""
     curves = [run["curves"][split] for run in runs if run["curves"][split]]
     if not curves:
@@ -36,7 +26,9 @@ def mean_curve(runs, split):
     ]
 
 
-def error_curves(axis, runs, names, title):
+def error_curves(
+    axis: Any, runs: Sequence[dict[str, Any]], names: Sequence[str], title: str
+) -> None:
     """Draws the curves of `names` (means over seeds; each seed's test curve faintly).
 
     Args:

@@ -10,14 +10,15 @@ import html
 import os
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from errors import UserError
 from paper import (
     degradation,
-    experiment,
     figure1,
     figure4,
     figure6,
@@ -57,7 +58,7 @@ code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere }
 """
 
 
-def sections():
+def sections() -> list[tuple[str, str, Callable[[], list[dict[str, Any]]]]]:
     """Name, title and maker of the empty tables of every part, in the paper's order."""
     plain = [f"{family}{d}" for family in ("plain", "resnet") for d in figure6.DEPTHS]
     return [
@@ -78,9 +79,9 @@ def sections():
     ]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, gathers and writes both pages."""
-    p = experiment.Parser("report", __doc__)
+    p = command.Parser("python -m paper.report", __doc__)
     p.add_argument("--results", default="results", help="folder that the other commands wrote to")
     p.add_argument("--out", help="folder of the pages; default: the same")
     args = p.parse_args(argv)

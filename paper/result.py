@@ -1,40 +1,44 @@
 """The form of a result: a header, JSON, Markdown tables, numbers side by side with the paper's."""
 
-import datetime
+import argparse
 import json
-import platform
-from importlib import metadata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-
-import jax
+from typing import Any
 
 from errors import UserError
-from run import files
+from run import command, files
+from run.provenance import provenance
 
 NOT_RUN = "not run"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
-def header(*, command, dataset=None, seeds=(), scaled=()):
-    """What a reader needs to judge a number: how, when and on what it was measured."""
-    devices = jax.devices()
-    kind = devices[0].device_kind
-    where = f"{len(devices)} × {kind}"
-    if devices[0].platform == "cpu":
-        where = f"{len(devices)} × {platform.machine()} CPU device"
-    return {
-        "command": command,
-        "date": datetime.date.today().isoformat(),
-        "device": where,
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in PACKAGES},
-        "dataset": dataset,
-        "seeds": list(seeds),
-        "scaled": list(scaled),
+def parser(name: str, description: str) -> command.Parser:
+    """The arguments of `python -m paper.<name>`, with `name`; so far only `--out`."""
+    p = command.Parser(f"python -m paper.{name}", description)
+    p.set_defaults(name=name)
+    p.add_argument("--out", default="results", help="folder of the JSON, Markdown and figure")
+    return p
+
+
+def header(
+    args: argparse.Namespace, notes: Sequence[str] = (), runs: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """What a reader needs to judge a number: how, when and on what it was measured.
+
+    Args:
+      args: of a `parser`.
+      notes: what differs from the paper.
+      runs: with the `seed` of each.
+    """
+    return provenance(args.command) | {
+        "dataset": getattr(args, "dataset", None),
+        "seeds": sorted({run["seed"] for run in runs}),
+        "scaled": list(notes),
     }
 
 
-def read(out, name):
+def read(out: str | Path, name: str) -> Any:
     """The content of `<out>/<name>.json`, or None when there is none.
 
     Raises:
@@ -49,21 +53,29 @@ def read(out, name):
         raise UserError(f"{path}: cannot be read ({error}); delete it and run again.") from error
 
 
-def table(heading, columns, rows):
+def table(heading: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> dict[str, Any]:
     """A table as data: `{'heading', 'columns', 'rows'}`; rows hold texts, numbers and None."""
     return {"heading": heading, "columns": list(columns), "rows": [list(row) for row in rows]}
 
 
-def publish(out, name, title, head, tables, *, figures=(), remarks=(), **details):
-    """Writes `<out>/<name>.json` and `.md` and prints the Markdown; returns what the JSON holds.
+def publish(
+    args: argparse.Namespace,
+    title: str,
+    head: dict[str, Any],
+    tables: Sequence[dict[str, Any]],
+    *,
+    figures: Iterable[str] = (),
+    remarks: Iterable[str] = (),
+    **details: Any,
+) -> None:
+    """Writes `<out>/<name>.json` and `.md` and prints the Markdown.
 
     Args:
-      out: folder.
-      name: of the table or figure, e.g. 'figure6'.
+      args: of a `parser`.
       title: of the page.
       head: of `header`.
       tables: list of `table`.
-      figures: file names in `out`.
+      figures: file names in the folder.
       remarks: sentences below the tables.
       details: further fields of the JSON, e.g. the curves.
     """
@@ -75,19 +87,18 @@ def publish(out, name, title, head, tables, *, figures=(), remarks=(), **details
         "remarks": list(remarks),
         **details,
     }
-    files.write_text(Path(out, f"{name}.json"), json.dumps(content, indent=1) + "\n")
+    files.write_text(Path(args.out, f"{args.name}.json"), json.dumps(content, indent=1) + "\n")
     text = "\n".join(markdown(content)) + "\n"
-    files.write_text(Path(out, f"{name}.md"), text)
+    files.write_text(Path(args.out, f"{args.name}.md"), text)
     print(text)
-    return content
 
 
-def markdown(content, level=1):
+def markdown(content: Mapping[str, Any], level: int = 1) -> list[str]:
     """Lines of Markdown of a published result."""
     return markdown_body(content, level) + [f"- {line}" for line in header_lines(content["header"])]
 
 
-def markdown_body(content, level=1):
+def markdown_body(content: Mapping[str, Any], level: int = 1) -> list[str]:
     """The same without the header."""
     lines = ["#" * level + f" {content['title']}", ""]
     for one in content["tables"]:
@@ -101,7 +112,7 @@ def markdown_body(content, level=1):
     return lines
 
 
-def header_lines(head):
+def header_lines(head: Mapping[str, Any]) -> list[str]:
     """The header as sentences, for people."""
     versions = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
     return [
@@ -131,14 +142,14 @@ def _rule(width, index):
     return "-" * (width + 2) if index == 0 else "-" * (width + 1) + ":"
 
 
-def cell(value):
+def cell(value: Any) -> str:
     """Text of a table cell: None is '–', floats have two decimals."""
     if value is None:
         return "–"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def ours(summary):
+def ours(summary: Mapping[str, Any] | None) -> str:
     """'8.75 ± 0.12' over seeds, '8.75' for one run, 'not run' for None."""
     if summary is None:
         return NOT_RUN
@@ -147,7 +158,7 @@ def ours(summary):
     return f"{summary['mean']:.2f} ± {summary['std']:.2f}"
 
 
-def difference(summary, paper):
+def difference(summary: Mapping[str, Any] | None, paper: Any) -> str | None:
     """Mean − paper in points with a sign, or None when either is not a number."""
     if summary is None or not isinstance(paper, int | float):
         return None

@@ -7,6 +7,8 @@ Nothing is trained and no weight is allocated.
 """
 
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,7 +16,7 @@ import models
 from configs import recipes
 from models.resnet import architecture
 from models.summary import summary
-from paper import experiment, numbers, result
+from paper import numbers, result
 from run import command
 
 TITLE = "Table 1: architectures, parameters and multiply-adds"
@@ -24,22 +26,20 @@ SIZE, CLASSES = 224, 1000
 STAGES = ("stem_conv", "stage1", "stage2", "stage3", "stage4", "head")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, counts and publishes."""
-    p = experiment.Parser("table1", __doc__)
+    p = result.parser("table1", __doc__)
     p.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
-    p.add_argument("--out", default="results", help="folder of the JSON and Markdown")
     args = p.parse_args(argv)
     counted = {}
     wanted = [(f"plain{depth}", depth, False) for depth in args.depths if depth in PLAIN]
     wanted += [(f"resnet{depth}", depth, True) for depth in args.depths]
     for name, depth, residual in tqdm(wanted, unit="network", disable=None):
         counted[name] = count(depth, residual)
-    return result.publish(
-        args.out,
-        "table1",
+    result.publish(
+        args,
         TITLE,
-        experiment.header(args),
+        result.header(args),
         tables(counted),
         remarks=[
             "VGG's numbers are the paper's (section 3.3), for comparison; the rest is counted."
@@ -48,7 +48,7 @@ def main(argv=None):
     )
 
 
-def count(depth, residual=True):
+def count(depth: int, residual: bool = True) -> dict[str, Any]:
     """Blocks, parameters and multiply-adds of one network, in all and of every stage."""
     config = recipes.imagenet(f"{'resnet' if residual else 'plain'}{depth}").model
     rows = summary(models.create(config, CLASSES), (SIZE, SIZE, 3))
@@ -71,7 +71,7 @@ def count(depth, residual=True):
     }
 
 
-def tables(counted):
+def tables(counted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Networks beside the paper's multiply-adds; output size and multiply-adds of every stage."""
     rows = []
     for name in counted or [f"resnet{depth}" for depth in DEPTHS]:
@@ -100,7 +100,7 @@ def tables(counted):
     columns = ["network", "blocks", "parameters", "10⁹ multiply-adds", "stride in 3×3 (v1.5)"]
     listed = [result.table("", [*columns, "paper", "difference"], rows)]
     if counted:
-        rows = [
+        parts = [
             [name]
             + [
                 f"{s['output'][0] if len(s['output']) == 3 else 1}², {s['multiply_adds'] / 1e6:.0f}"
@@ -109,7 +109,7 @@ def tables(counted):
             for name, one in counted.items()
         ]
         heading = "Output size and 10⁶ multiply-adds of every part"
-        listed.append(result.table(heading, ["network", *STAGES], rows))
+        listed.append(result.table(heading, ["network", *STAGES], parts))
     return listed
 
 

@@ -7,6 +7,8 @@ Section 4.1; errors are those of ten crops. The plain network is trained as well
 """
 
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from paper import experiment, imagenet_form, numbers, result
 from run import command
@@ -16,7 +18,7 @@ DEPTHS = {"imagenet": [34, 50, 101, 152], "cifar": [56]}
 OPTIONS = ("A", "B", "C")
 
 
-def entries(depths):
+def entries(depths: Sequence[int]) -> list[experiment.Entry]:
     """Plain and options A, B, C at the first depth; option B at the others, as in the paper."""
     first, *deeper = depths
     grid = [experiment.Entry(f"plain{first}", f"plain{first}")]
@@ -27,18 +29,15 @@ def entries(depths):
     return grid + [experiment.Entry(f"resnet{d}", f"resnet{d}", {"shortcut": "B"}) for d in deeper]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, trains the grid, tests and publishes."""
-    p = imagenet_form.parser("table3", __doc__)
-    p.add_argument("--depths", type=int, nargs="+", help="default: 34 50 101 152, or 56 (CIFAR's)")
-    args = imagenet_form.parse(p, argv, depths=DEPTHS)
+    args = imagenet_form.parse("table3", __doc__, argv, DEPTHS)
     runs, notes = imagenet_form.train_and_test(args, entries(args.depths))
     summary, top5 = experiment.summarise(runs), experiment.summarise(runs, "top5_error")
-    return result.publish(
-        args.out,
-        "table3",
+    result.publish(
+        args,
         TITLE,
-        experiment.header(args, notes, runs),
+        result.header(args, notes, runs),
         tables(summary, top5),
         summary=summary,
         top5=top5,
@@ -46,7 +45,9 @@ def main(argv=None):
     )
 
 
-def tables(summary, top5=None):
+def tables(
+    summary: Mapping[str, Any], top5: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """Top-1 and top-5 error of every network beside the paper's."""
     rows = []
     for name in dict.fromkeys([*numbers.TABLE3, *summary]):

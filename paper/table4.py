@@ -1,4 +1,4 @@
-"""Table 4: best single models, multi-scale fully convolutional testing, from given workdir.
+"""Table 4: best single models, multi-scale fully convolutional testing, from given workdirs.
 
 python -m paper.table4 --workdirs runs/resnet50 runs/resnet101 runs/resnet152
 
@@ -7,6 +7,8 @@ Section 4.1: the network is applied to the whole image with its shorter side at 
 """
 
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from paper import from_workdirs, numbers, result
 from run import command
@@ -14,13 +16,13 @@ from run import command
 TITLE = "Table 4: best single models"
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, tests and publishes."""
     args = from_workdirs.parser("table4", __doc__).parse_args(argv)
-    return from_workdirs.run(args, TITLE, [[workdir] for workdir in args.workdirs], tables)
+    from_workdirs.publish(args, TITLE, [[workdir] for workdir in args.workdirs], tables)
 
 
-def tables(measured):
+def tables(measured: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Top-1 and top-5 error of every workdir and of the paper's networks."""
     rows, used = [], set()
     for one in measured:

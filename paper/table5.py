@@ -7,6 +7,8 @@ ImageNet's test set, whose labels are not public: here the split is `--split`.
 """
 
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from paper import from_workdirs, numbers, result
 from run import command
@@ -14,13 +16,13 @@ from run import command
 TITLE = "Table 5: ensembles"
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, tests and publishes."""
     args = from_workdirs.parser("table5", __doc__).parse_args(argv)
-    return from_workdirs.run(args, TITLE, [args.workdirs], tables)
+    from_workdirs.publish(args, TITLE, [args.workdirs], tables)
 
 
-def tables(measured):
+def tables(measured: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The ensembles' errors beside the paper's; `measured` is empty when nothing was run."""
     *others, (name, paper) = numbers.TABLE5.items()
     rows = [[other, None, None, error, None] for other, error in others]

@@ -5,6 +5,8 @@ python -m paper.table6 --dataset=digits --depths 20 32 --steps=300
 """
 
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import models
 from models.summary import count_parameters
@@ -15,18 +17,17 @@ DEPTHS = [20, 32, 44, 56, 110, 1202]
 TITLE = "Table 6: residual networks of 20 to 1202 layers"
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, trains the grid and publishes."""
     args = experiment.parser("table6", __doc__, depths=DEPTHS).parse_args(argv)
     grid = [experiment.Entry(f"resnet{depth}", f"resnet{depth}") for depth in args.depths]
     runs, notes = experiment.train_grid(args, grid)
     summary = experiment.summarise(runs)
     mean, std = numbers.TABLE6_RESNET110
-    return result.publish(
-        args.out,
-        "table6",
+    result.publish(
+        args,
         TITLE,
-        experiment.header(args, notes, runs),
+        result.header(args, notes, runs),
         tables(summary),
         remarks=[f"The paper's 110 layers: the best of five runs; their mean is {mean} ± {std} %."],
         summary=summary,
@@ -34,7 +35,7 @@ def main(argv=None):
     )
 
 
-def tables(summary):
+def tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Networks with parameters (counted from the module) and errors, ours and the paper's."""
     rows = []
     for name in dict.fromkeys([*numbers.TABLE6, *summary]):
@@ -56,7 +57,7 @@ def tables(summary):
     return [result.table("", [*columns, "difference"], rows)]
 
 
-def parameters(name):
+def parameters(name: str) -> str:
     """Trained parameters of a CIFAR network for 32×32 colour images, with separators."""
     config, _ = experiment.recipe("cifar10", name)
     return f"{count_parameters(models.create(config.model, 10), (32, 32, 3)):,}"

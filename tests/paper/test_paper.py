@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import types
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -47,6 +48,14 @@ def test_every_command_explains_itself(name, capsys):
         importlib.import_module(f"paper.{name}").main(["--help"])
     assert stopped.value.code == 0
     assert f"python -m paper.{name}" in capsys.readouterr().out
+
+
+def published(module, argv):
+    """Runs a command to its end; what it has written as JSON."""
+    assert command.run(module.main, argv) == 0
+    name = module.__name__.rpartition(".")[2]
+    out = next(option for option in argv if option.startswith("--out=")).removeprefix("--out=")
+    return json.loads(Path(out, f"{name}.json").read_text())
 
 
 def options(**fields):
@@ -122,12 +131,11 @@ def grid(tmp_path_factory, data_dir):
     argv = ["--dataset=digits", "--depths", "8", "--seeds", "0", "1", "--steps", "4"]
     argv += ["--batch_size", "32", "--width", "4"]
     argv += [f"--runs={folder / 'runs'}", f"--out={folder / 'out'}", f"--data_dir={data_dir}"]
-    return argv, folder, figure1.main(argv)
+    return argv, folder, published(figure1, argv)
 
 
 def test_a_training_command_writes_what_a_reader_needs(grid):
     _, folder, content = grid
-    assert json.loads((folder / "out/figure1.json").read_text()) == content
     head = content["header"]
     assert head["seeds"] == [0, 1]
     assert {"jax", "flax", "python"} <= set(head["versions"])
@@ -157,8 +165,8 @@ def test_a_finished_grid_is_not_trained_again(grid, monkeypatch):
     def fail(*args):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(train.train_step, "make_run", fail)
-    assert figure1.main(argv)["runs"] == content["runs"]
+    monkeypatch.setattr(train, "make_run", fail)
+    assert published(figure1, argv)["runs"] == content["runs"]
 
 
 def test_figure7_is_the_spread_of_bn_outputs(grid):
@@ -190,22 +198,22 @@ def test_figure7_and_table4_from_workdirs_and_the_report(grid, monkeypatch, caps
     _, folder, _ = grid
     out = str(folder / "out")
     workdirs = [str(folder / f"runs/digits/plain8-seed{seed}") for seed in (0, 1)]
-    content = figure7.main(["--workdirs", workdirs[0], "--images=50", f"--out={out}"])
+    content = published(figure7, ["--workdirs", workdirs[0], "--images=50", f"--out={out}"])
     assert len(content["series"]["plain8-seed0"]["std"]) == 7
 
     argv = ["--workdirs", *workdirs, "--protocol=center", f"--out={out}"]
-    first = table4.main(argv)
-    pair = table5.main(argv)
+    first = published(table4, argv)
+    pair = published(table5, argv)
     assert len(pair["measured"][0]["networks"]) == 2
 
     def fail(*args):
         raise AssertionError("tested again")
 
     monkeypatch.setattr(from_workdirs.evaluate, "run", fail)
-    assert table4.main(argv)["tables"] == first["tables"]
-    assert table5.main(argv)["tables"] == pair["tables"]
+    assert published(table4, argv)["tables"] == first["tables"]
+    assert published(table5, argv)["tables"] == pair["tables"]
     (folder / "out/table5.json").unlink()  # stopped before the end: the workdir has its last test
-    assert table5.main(argv)["tables"] == pair["tables"]
+    assert published(table5, argv)["tables"] == pair["tables"]
 
     report.main([f"--results={out}"])
     assert "4 parts run, 6 not run" in capsys.readouterr().out
@@ -274,7 +282,7 @@ def test_failure_is_reported_as_the_paper_does(monkeypatch, tmp_path):
         return runs, []
 
     monkeypatch.setattr(experiment, "train_grid", trained)
-    content = identity_mappings.main([f"--out={tmp_path}", "--seeds", "0", "1", "2"])
+    content = published(identity_mappings, [f"--out={tmp_path}", "--seeds", "0", "1", "2"])
     rows = {row[0]: row[1:] for row in content["tables"][0]["rows"]}
     assert rows["original"] == ["7.00", "0 of 3", 6.61, "+0.39"]
     assert rows["1x1 conv shortcut"] == ["fail", "2 of 3", 12.22, None]
@@ -305,7 +313,7 @@ def test_table3_trains_every_option(monkeypatch, tmp_path):
         return [run_of(entry.name, 10) for entry in entries], []
 
     monkeypatch.setattr(experiment, "train_grid", trained)
-    content = table3.main(["--dataset=digits", "--depths", "20", f"--out={tmp_path}"])
+    content = published(table3, ["--dataset=digits", "--depths", "20", f"--out={tmp_path}"])
     assert [(e.name, e.model.get("shortcut")) for e in seen] == [
         ("plain20", None),
         ("resnet20A", "A"),

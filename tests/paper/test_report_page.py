@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from paper import plots, report, result
+from run import plotting
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MARGIN = 12  # pixels beside the text, the page's padding
@@ -17,14 +18,14 @@ MARGIN = 12  # pixels beside the text, the page's padding
 def page(tmp_path_factory):
     """A report with a figure and a table that is wider than a telephone."""
     out = tmp_path_factory.mktemp("page")
-    figure, axis = plots.pyplot().subplots(figsize=(10, 3))
+    figure, axis = plotting.pyplot().subplots(figsize=(10, 3))
     axis.plot([0, 1], [1, 0])
     name = plots.save(figure, out, "table6")
     columns = [f"a column with a long name {i}" for i in range(12)]
     table = result.table("A table", columns, [["network", *range(11)]] * 3)
-    head = {"command": "python -m paper.table6 " + "--option=value " * 30, "date": "today"}
-    head |= {"device": "none", "versions": {}, "dataset": None, "seeds": [], "scaled": []}
-    result.publish(out, "table6", "Table 6", head, [table], figures=[name])
+    args = result.parser("table6", "").parse_args([f"--out={out}"])
+    args.command = "python -m paper.table6 " + "--option=value " * 30
+    result.publish(args, "Table 6", result.header(args), [table], figures=[name])
     report.main([f"--results={out}"])
     return out / "report.html"
 
