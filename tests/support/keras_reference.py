@@ -1,8 +1,8 @@
 """Keras' ResNet50 with weights made from names, and its logits, stored.
 
-`python tests/keras_reference.py` (in an environment with keras and jax) writes
-tests/data/keras_reference.npz. The layers' names and shapes are written down here a second time, so
-that the test can make the weight file without Keras.
+`python -m tests.support.keras_reference` (in an environment with keras and jax) writes
+tests/support/files/keras_reference.npz. The layers' names and shapes are written down here a second
+time, so that the test can make the weight file without Keras.
 """
 
 import pathlib
@@ -78,7 +78,7 @@ def main():
     outputs |= {key: model.get_layer(name).output for key, name in ends.items()}
     bgr = images()[..., ::-1]
     values = keras.Model(model.input, outputs).predict(bgr, verbose=0)
-    path = pathlib.Path(__file__).parents[1] / "support" / "files" / "keras_reference.npz"
+    path = pathlib.Path(__file__).parent / "files" / "keras_reference.npz"
     np.savez_compressed(
         path,
         **{

@@ -1,18 +1,19 @@
 """An independent ResNet in torch with torchvision's key names, and what it computes, stored.
 
-`python tests/torch_resnet.py` (in an environment with torch) writes tests/data/torch_reference.npz:
-logits, samples of every stage's activations and the running averages after one training batch, for
-weights and images that `reference_weights` makes from names alone. Written for these tests from the
-paper's table 1; it shares no code with `models`.
+`python -m tests.support.torch_resnet` (in an environment with torch) writes
+tests/support/files/torch_reference.npz: logits, samples of every stage's activations and the
+running averages after one training batch, for weights and images that `reference_weights` makes
+from names alone. Written for these tests from the paper's table 1; it shares no code with `models`.
 """
 
 import pathlib
 
 import numpy as np
-import reference_weights
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.support import reference_weights
 
 STAGES = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 
@@ -124,7 +125,7 @@ def main():
         for key in reference_weights.TRAINED:
             stored[f"{name}/trained/{key}"] = network.state_dict()[key].numpy()
         stored[f"{name}/keys"] = np.array(sorted(network.state_dict()))
-    path = pathlib.Path(__file__).parents[1] / "support" / "files" / "torch_reference.npz"
+    path = pathlib.Path(__file__).parent / "files" / "torch_reference.npz"
     path.parent.mkdir(exist_ok=True)
     np.savez_compressed(path, **stored)
     print(path, path.stat().st_size, "bytes, torch", torch.__version__)

@@ -1,7 +1,7 @@
 """Weight files: both torch formats without torch, damage, and pickles that mean harm.
 
-tests/data/checkpoint_*.pth were written by torch 2.13 with `torch.save` of one dictionary: a state
-dict of Conv2d(3, 4, 3) and BatchNorm2d(4), and tensors of other types, shapes and strides.
+tests/support/files/checkpoint_*.pth were written by torch 2.13 with `torch.save` of one dictionary:
+a state dict of Conv2d(3, 4, 3) and BatchNorm2d(4), and tensors of other types, shapes and strides.
 """
 
 import builtins

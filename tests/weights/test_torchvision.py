@@ -145,7 +145,8 @@ def test_state_dicts_are_found_inside_training_checkpoints():
 def test_live_torch_loads_ours_strictly_and_agrees(name, loaded, tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
-    from torch_resnet import build, images
+
+    from tests.support.torch_resnet import build, images
 
     case = CASES[name]
     write_safetensors(tmp_path / "ours.safetensors", to_torch(loaded(name)), {"format": "pt"})
