@@ -292,7 +292,8 @@ def test_tensorflow_is_never_imported(tmp_path):
         "assert '_module' not in lazy.tensorflow.__dict__\n"
         "assert not {'tensorflow', 'torch', 'apache_beam'} & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

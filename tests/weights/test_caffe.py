@@ -1,7 +1,8 @@
 """The authors' `.caffemodel`: written here with google.protobuf, read without it.
 
 The network behind it is the independent torch one with Caffe's pooling
-(tests/support/torch_resnet.py); its weights are put into Caffe's layers: BGR, a bias in conv1, BatchNorm with its factor, Scale.
+(tests/support/torch_resnet.py); its weights are put into Caffe's layers: BGR, a bias in conv1,
+BatchNorm with its factor, Scale.
 """
 
 import jax
