@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import predict
-from data import small_sets
+from data import small_sets, transforms
 from data.normalization import normalize
 from errors import UserError
 from models.activation_map import class_activation_map
@@ -83,7 +83,7 @@ def test_large_images_get_the_testing_protocol(run):
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "png")
     image = predict.preprocess(data.getvalue(), config, (16, 16, 3))
-    expected = predict.transforms.resize_and_crop(pixels, resize=20, size=16)
+    expected = transforms.resize_and_crop(pixels, resize=20, size=16)
     np.testing.assert_array_equal(image, expected)
 
 
@@ -92,7 +92,7 @@ def test_command_reports_the_unreadable_and_does_the_rest(run, tmp_path, capsys)
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff not a jpeg")
     argv = [f"--workdir={workdir}", str(broken), str(tmp_path / "absent.png"), str(folder)]
-    assert predict.main([*argv, "--json", "--top_k=2"]) is False
+    assert predict.main([*argv, "--json", "--top_k=2"]) == 1
     output, errors = capsys.readouterr()
     found = json.loads(output)
     assert [("error" in entry) for entry in found] == [True, True] + [False] * 7
@@ -105,9 +105,8 @@ def test_command_reports_the_unreadable_and_does_the_rest(run, tmp_path, capsys)
 def test_table_and_overlays(run, tmp_path, capsys):
     workdir, folder, _ = run
     image = folder / "a0.png"
-    assert predict.main(
-        [f"--workdir={workdir}", str(image), "--cam", f"--cam_dir={tmp_path}", "--top_k=99"]
-    )
+    argv = [f"--workdir={workdir}", str(image), "--cam", f"--cam_dir={tmp_path}", "--top_k=99"]
+    assert predict.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(str(image)) and len(lines) == 11
     assert sum(float(line.split()[0]) for line in lines[1:]) == pytest.approx(100, abs=0.2)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from data import folder, index_cache
+from data import index_cache
 from data.sources import open_source
 from errors import UserError
 from tests.support import ilsvrc
@@ -98,9 +98,14 @@ def settle(root):
 
 
 def count_scans(monkeypatch):
+    """A list that grows with every listing that is built and not taken from an index."""
     scans = []
-    build = folder._build
-    monkeypatch.setattr(folder, "_build", lambda *a: scans.append(a) or build(*a))
+    cached = index_cache.cached
+
+    def counted(candidates, current, build):
+        return cached(candidates, current, lambda: scans.append(candidates) or build())
+
+    monkeypatch.setattr(index_cache, "cached", counted)
     return scans
 
 

@@ -208,23 +208,27 @@ def test_conversion_preserves_order_and_bytes(prepared, as_tfrecord, tmp_path):
 def test_interrupted_conversion_continues(as_tfrecord, tmp_path, monkeypatch):
     version = next(as_tfrecord.glob("imagenet2012/*"))
     target = tmp_path / version.name
-    calls = []
-    convert_file = tfrecord._convert_file
+    read_records, begun = tfrecord.read_records, {}
 
-    def fails_at_second(source, path):
-        calls.append(path)
-        if len(calls) == 2:
-            Path(f"{path}.tmp").write_bytes(b"half a file")
-            raise KeyboardInterrupt
-        return convert_file(source, path)
+    def fails_in_the_second(source):
+        begun[source] = True
+        for number, record in enumerate(read_records(source)):
+            if len(begun) == 2 and number == 1:
+                raise KeyboardInterrupt
+            yield record
 
-    monkeypatch.setattr(tfrecord, "_convert_file", fails_at_second)
-    with pytest.raises(KeyboardInterrupt):
-        tfrecord.convert(version, target)
+    with monkeypatch.context() as patch:
+        patch.setattr(tfrecord, "read_records", fails_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            tfrecord.convert(version, target)
     assert not (target / "dataset_info.json").exists()
-    done = calls[0].stat().st_mtime_ns
+    (finished,) = target.glob("*.array_record-*-of-?????")
+    for path in version.glob("*.tfrecord-*"):  # what a kill would have left
+        name = path.name.replace(".tfrecord-", ".array_record-")
+        (target / f"{name}.tmp").write_bytes(b"half a file")
+    done = finished.stat().st_mtime_ns
     assert tfrecord.convert(version, target) == 18 + ilsvrc.VALIDATION
-    assert calls[0].stat().st_mtime_ns == done
+    assert finished.stat().st_mtime_ns == done
     assert json.loads((target / "dataset_info.json").read_text())["fileFormat"] == "array_record"
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from errors import UserError
 from run.checkpoint import UNFINISHED, VALIDATION_FILE, Checkpoints, fill, flatten
+from tests.support.waiting import wait_until
 
 # Damage is named once; tensorstore's threads must not print tracebacks besides.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
@@ -224,7 +225,7 @@ def test_nothing_is_deleted_before_a_newer_one_has_been_read_back(tmp_path, capl
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(1, tree(1))
     checkpoints.save(2, tree(2))
-    checkpoints._orbax.wait_until_finished()
+    wait_until(lambda: checkpoints.steps() == [1, 2])  # committed, and not yet read back
     flip_bit(tmp_path / "checkpoints" / "2")
     checkpoints.wait()
     assert checkpoints.steps() == [1, 2]

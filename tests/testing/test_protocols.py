@@ -14,9 +14,9 @@ import models
 from configs import digits
 from data import transforms
 from data.feed import padded_batches
-from input_pipeline import open_data
 from run.mesh import make_mesh
-from testing import precise_bn, protocols
+from testing import opened_run, precise_bn, protocols
+from tests.support.untrained import make_workdir
 
 CLASSES = 10
 
@@ -57,7 +57,7 @@ def reference_scores(net, view):
     """Scores of one normalised view [h, w, c]: the mean over positions, position by position."""
     _, endpoints = _apply(net.model)(net.variables, view[None])
     score_map = np.asarray(endpoints["logits_map"][0], np.float64)
-    total = np.zeros(CLASSES)
+    total = np.zeros(net.model.num_classes)
     for row in score_map:
         for position in row:
             total += position
@@ -88,7 +88,7 @@ def reference_ten_crop(net, image, pad):
     for y in range(height):
         for x in range(width):
             padded[pad + y, pad + x] = image[y, x]
-    total = np.zeros(CLASSES)
+    total = np.zeros(net.model.num_classes)
     for top, left in ((0, 0), (0, 2 * pad), (2 * pad, 0), (2 * pad, 2 * pad), (pad, pad)):
         crop = padded[top : top + height, left : left + width]
         for view in (crop, crop[:, ::-1]):
@@ -97,7 +97,7 @@ def reference_ten_crop(net, image, pad):
 
 
 def reference_multiscale(net, image, scales):
-    total = np.zeros(CLASSES)
+    total = np.zeros(net.model.num_classes)
     for scale in scales:
         for view in (image, image[:, ::-1]):
             x = normalised(net, view)
@@ -116,7 +116,7 @@ def reference_result(probabilities, labels):
     loss, wrong1, wrong5 = 0.0, 0, 0
     for p, label in zip(probabilities, labels, strict=True):
         loss -= math.log(p[label])
-        order = sorted(range(CLASSES), key=lambda c: -p[c])
+        order = sorted(range(len(p)), key=lambda c: -p[c])
         wrong1 += order[0] != label
         wrong5 += label not in order[:5]
     number = len(labels)
@@ -217,13 +217,16 @@ def folder(tmp_path_factory):
     return root, kept
 
 
-def folder_data(root, mesh):
+def run_of_folder(root, workdir):
+    """The config of a network of these pictures, and the network that lies in the workdir."""
     config = digits.get_config("resnet8,paper")
     config.update(dataset=f"folder:{root}", batch_size=2)
+    config.model.width = 4
     config.data.update(resident=False, image_size=16, normalization="per_channel", num_threads=1)
     config.data.update(test_split="val")
     config.eval.update(batch_size=4, resize=20, scales=(16, 20))
-    return config, open_data(config, mesh)
+    run = opened_run.load(make_workdir(config, workdir))
+    return config, evaluate.Network(run.model, run.variables, run.facts.normalization)
 
 
 def reference_streamed(net, image, scales):
@@ -233,7 +236,7 @@ def reference_streamed(net, image, scales):
     longest = 2 * min(height, width)
     top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
     picture = Image.fromarray(image[top : top + longest, left : left + longest])
-    total = np.zeros(CLASSES)
+    total = np.zeros(net.model.num_classes)
     for scale in scales:
         h, w = protocols.bucket_shape(bucket, scale)
         resized = np.asarray(picture.resize((w, h), Image.Resampling.BILINEAR))
@@ -242,26 +245,21 @@ def reference_streamed(net, image, scales):
     return softmax(total / (2 * len(scales)))
 
 
-def test_multiscale_of_pictures_of_any_shape(folder):
+def test_multiscale_of_pictures_of_any_shape(folder, tmp_path):
     root, kept = folder
-    mesh = make_mesh()
-    config, data = folder_data(root, mesh)
-    net = network(7, shape=(16, 16, 3), per_pixel=False)
+    config, net = run_of_folder(root, tmp_path)
     config.eval.protocol = "multiscale"
-    passes = evaluate._passes(config, data, [net])
-    result = evaluate.score([net], passes, mesh, total=data.split_size("test"))
+    result = evaluate.run(config, tmp_path)
     order = sorted(range(len(kept)), key=lambda i: kept[i][1])
     expected = [reference_streamed(net, kept[i][0], (16, 20)) for i in order]
     check(result, expected, [kept[i][1] for i in order])
 
 
-def test_ten_crops_of_pictures(folder):
+def test_ten_crops_of_pictures(folder, tmp_path):
     root, kept = folder
-    mesh = make_mesh()
-    config, data = folder_data(root, mesh)
-    net = network(7, shape=(16, 16, 3), per_pixel=False)
+    config, net = run_of_folder(root, tmp_path)
     config.eval.protocol = "10crop"
-    result = evaluate.score([net], evaluate._passes(config, data, [net]), mesh)
+    result = evaluate.run(config, tmp_path)
     expected = []
     for image, _ in kept:
         crops = transforms.ten_crop(image, resize=20, size=16)
