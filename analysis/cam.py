@@ -11,7 +11,9 @@ around the largest region above 20 % of the map's maximum. With `--endpoint` the
 import functools
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import flax.linen as nn
@@ -21,20 +23,20 @@ import numpy as np
 from PIL import ImageDraw
 from tqdm import tqdm
 
-from analysis import command
+from analysis import subject
 from data.class_names import readable
 from data.decode import DecodeError
 from data.normalization import normalize
 from errors import UserError
 from models.activation_map import class_activation_map
-from models.resnet import max_pool_3x3
+from models.ops.pool import max_pool_3x3
 from predict import find_images, overlay, preprocess
-from run.command import run as run_command
+from run import command, files
 
 BOX_THRESHOLD = 0.2  # of the maximum; Zhou et al., section 3.2
 
 
-def cam(model, variables, images, classes):
+def cam(model: nn.Module, variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:
     """Class activation maps of the last stage.
 
     Args:
@@ -47,12 +49,14 @@ def cam(model, variables, images, classes):
       float32 `[batch, h, w]`; the mean over positions plus the class's bias is its logit.
     """
     _, endpoints = model.apply(variables, images, train=False)
-    last = command.stages(endpoints)[-1]
+    last = subject.stages(endpoints)[-1]
     kernel = variables["params"]["head"]["kernel"]
     return class_activation_map(endpoints[last], kernel, classes)
 
 
-def grad_cam(model, variables, images, classes, endpoint):
+def grad_cam(
+    model: nn.Module, variables: Any, images: jax.Array, classes: jax.Array, endpoint: str
+) -> jax.Array:
     """Grad-CAM at a spatial endpoint: ReLU of Σ_k a_k·f_k, a_k the mean gradient of the logit.
 
     Arguments as in `cam`; `endpoint` is 'stem' or 'stage1', 'stage2', ….
@@ -65,14 +69,16 @@ def grad_cam(model, variables, images, classes, endpoint):
     return nn.relu(jnp.einsum("bhwk,bk->bhw", features, weights))
 
 
-def endpoint_gradients(model, variables, images, classes, endpoint):
+def endpoint_gradients(
+    model: nn.Module, variables: Any, images: jax.Array, classes: jax.Array, endpoint: str
+) -> tuple[jax.Array, jax.Array]:
     """An endpoint's activation and the gradient of the class's logit with respect to it.
 
     Returns:
       two float32 arrays `[batch, h, w, channels]`.
     """
     shapes = jax.eval_shape(lambda: model.apply(variables, images, train=False)[1])
-    known = command.stages(shapes)
+    known = subject.stages(shapes)
     if endpoint not in known:
         raise UserError(f"--endpoint={endpoint}: expected one of {', '.join(known)}.")
     following = known.index(endpoint) + 1
@@ -107,7 +113,7 @@ def _pooled(model, endpoint, features):
     return features
 
 
-def box(activation_map, height, width):
+def box(activation_map: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
     """The box around the largest region above 20 % of the map's maximum.
 
     Args:
@@ -118,35 +124,37 @@ def box(activation_map, height, width):
       `(left, top, right, bottom)` in pixels, right and bottom exclusive; the whole image when the
       map is constant.
     """
-    smooth = cv2.resize(np.float32(activation_map), (width, height))
+    smooth = cv2.resize(np.asarray(activation_map, np.float32), (width, height))
     low, high = smooth.min(), smooth.max()
     if high <= low:
         return (0, 0, width, height)
-    mask = np.uint8((smooth - low) / (high - low) > BOX_THRESHOLD)
+    mask = np.asarray((smooth - low) / (high - low) > BOX_THRESHOLD, np.uint8)
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask)
     left, top, box_width, box_height, _ = stats[1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])]
     return (int(left), int(top), int(left + box_width), int(top + box_height))
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, draws the maps and writes `cam.json`."""
-    p = command.parser(__doc__)
+    p = subject.parser("cam", __doc__)
     p.add_argument("images", nargs="+", help="image files and folders")
     p.add_argument("--top_k", type=command.positive, default=1, help="classes drawn per image")
     p.add_argument("--endpoint", help="Grad-CAM at this endpoint, e.g. stage2")
     args = p.parse_args(argv)
     paths = find_images(args.images)
-    network, out = command.open_workdir(args)
-    top_k = min(args.top_k, network.facts.num_classes)
-    score = jax.jit(functools.partial(_score, network, args.endpoint, top_k))
+    run, out = subject.open_workdir(args)
+    top_k = min(args.top_k, run.facts.num_classes)
+    score = jax.jit(functools.partial(_score, run, args.endpoint, top_k))
     found = []
     for path in tqdm(paths, unit="image", disable=None):
-        image = _read(path, network)
-        labels, probabilities, maps = map(np.asarray, score(network.variables, image[None]))
+        image = _read(path, run)
+        labels, probabilities, maps = map(np.asarray, score(run.variables, image[None]))
         for rank, label in enumerate(labels):
-            found.append(_draw(path, image, maps[rank], int(label), network, out, rank))
+            found.append(_draw(path, image, maps[rank], int(label), run.facts, out, rank))
             found[-1]["probability"] = float(probabilities[rank])
-    path = command.write(out, "cam", {"endpoint": args.endpoint or "last stage", "maps": found})
+    path = subject.write(
+        out / "cam.json", args, {"endpoint": args.endpoint or "last stage", "maps": found}
+    )
     for one in found:
         print(
             f"{one['image']}: {100 * one['probability']:.1f} % {one['class']}, "
@@ -155,9 +163,9 @@ def main(argv=None):
     print(f"All of it: {path}")
 
 
-def _score(network, endpoint, top_k, variables, images):
-    model = network.model
-    normalized = normalize(images, *network.facts.normalization)
+def _score(run, endpoint, top_k, variables, images):
+    model = run.model
+    normalized = normalize(images, *run.facts.normalization)
     logits, _ = model.apply(variables, normalized, train=False)
     probabilities, labels = jax.lax.top_k(jax.nn.softmax(logits[0]), top_k)
     repeated = jnp.repeat(normalized, top_k, 0)
@@ -168,14 +176,14 @@ def _score(network, endpoint, top_k, variables, images):
     return labels, probabilities, maps
 
 
-def _read(path, network):
+def _read(path, run):
     try:
-        return preprocess(Path(path).read_bytes(), network.config, network.facts.image_shape)
+        return preprocess(Path(path).read_bytes(), run.config, run.facts.image_shape)
     except (OSError, DecodeError) as error:
         raise UserError(f"{path}: not a readable image ({error}); expected e.g. a JPEG.") from error
 
 
-def _draw(path, image, activation_map, label, network, out, rank):
+def _draw(path, image, activation_map, label, facts, out, rank):
     height, width, _ = image.shape
     corners = box(activation_map, height, width)
     picture = overlay(image, activation_map)
@@ -188,17 +196,17 @@ def _draw(path, image, activation_map, label, network, out, rank):
     )
     parts = [part for part in Path(path).parts if part not in (os.sep, "..", ".")]
     target = Path(out) / "cam" / ("__".join(parts) + f".{rank + 1}.png")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(target)
-    names = readable(network.facts.label_names)
+    with files.explained(target), files.whole(target) as temporary:
+        picture.save(temporary, "PNG")
+    names = readable(facts.label_names)
     return {
         "image": str(path),
         "class": names[label],
-        "label": network.facts.label_names[label],
+        "label": facts.label_names[label],
         "box": list(corners),
         "overlay": str(target),
     }
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command.run(main))

@@ -9,19 +9,25 @@ branch, leave its shortcut, and measure the error.
 
 import functools
 import sys
+from collections.abc import Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from analysis import command
+from analysis import subject
 from data.normalization import normalize
 from errors import UserError
-from run.command import run as run_command
+from run import command, plotting
+from testing.opened_run import OpenedRun
 
 
-def branch_norms(model, variables, images):
+def branch_norms(
+    model: nn.Module, variables: Any, images: jax.Array
+) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
     """Norms of f(x) and of the shortcut per block, means over images.
 
     Args:
@@ -38,12 +44,19 @@ def branch_norms(model, variables, images):
     """
     if not model.residual:
         raise UserError("model.residual=False: a plain network has no shortcuts; give a residual.")
-    _, state = model.apply(variables, images, train=False, mutable=["intermediates"])
+    _, state = model.apply(
+        variables,
+        images,
+        train=False,
+        capture_intermediates=lambda _, method: method in ("f", "shortcut", "g"),
+        mutable=["intermediates"],
+    )
     found = {}
     for stage, block in block_names(variables):
-        sown = state["intermediates"][stage][block]
-        branch, shortcut = (_norm(sown[name][0]) for name in ("branch", "shortcut"))
-        branch *= model.residual_scale
+        # The last value of each: a variant's method may call that of the block it varies.
+        kept = {name: values[-1] for name, values in state["intermediates"][stage][block].items()}
+        shortcut = kept["shortcut"] * (1 - kept["g"]) if "g" in kept else kept["shortcut"]
+        branch, shortcut = _norm(kept["f"]), _norm(shortcut)
         ratio = branch / jnp.maximum(shortcut, jnp.finfo(jnp.float32).tiny)
         found[f"{stage}/{block}"] = (branch.mean(), shortcut.mean(), ratio.mean())
     return found
@@ -53,7 +66,7 @@ def _norm(x):
     return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum((1, 2, 3)))
 
 
-def block_names(variables):
+def block_names(variables: Any) -> list[tuple[str, str]]:
     """`(stage, block)` of every block in the network's order."""
     params = variables["params"]
     return [
@@ -63,7 +76,7 @@ def block_names(variables):
     ]
 
 
-def lesioned(variables, stage, block):
+def lesioned(variables: Any, stage: str, block: str) -> dict[str, Any]:
     """Variables in which one block's branch is zero and its shortcut untouched.
 
     Zero is made of the branch's last convolution and, where one follows it, of its BN's scale and
@@ -80,18 +93,20 @@ def lesioned(variables, stage, block):
     return {**variables, "params": stages}
 
 
-def lesion_errors(network, images, labels, batch_size=256):
+def lesion_errors(
+    run: OpenedRun, images: np.ndarray, labels: np.ndarray, batch_size: int = 256
+) -> tuple[float, dict[str, float]]:
     """Top-1 error in [0, 1] with every block dropped in turn.
 
     Returns:
       `(error of the whole network, {'stage1/block1': error, …})`.
     """
-    normalization = network.facts.normalization
+    normalization = run.facts.normalization
 
     @jax.jit
     def wrong(variables, images, labels):
         x = normalize(images, *normalization)
-        logits, _ = network.model.apply(variables, x, train=False)
+        logits, _ = run.model.apply(variables, x, train=False)
         return (jnp.argmax(logits, -1) != labels).sum()
 
     def error(variables):
@@ -100,36 +115,28 @@ def lesion_errors(network, images, labels, batch_size=256):
 
     dropped = {}
     for stage, block in tqdm(
-        block_names(network.variables), desc="lesioning", unit="block", disable=None
+        block_names(run.variables), desc="lesioning", unit="block", disable=None
     ):
-        dropped[f"{stage}/{block}"] = error(lesioned(network.variables, stage, block))
-    return error(network.variables), dropped
+        dropped[f"{stage}/{block}"] = error(lesioned(run.variables, stage, block))
+    return error(run.variables), dropped
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, measures and writes `residuals.json` and `residuals.png`."""
-    args = command.parser(__doc__, images=1000).parse_args(argv)
-    network, out = command.open_workdir(args)
-    images, labels = command.load_images(network, args.split, args.images)
-    step = jax.jit(functools.partial(branch_norms, network.model))
-    sample = normalize(images[:256], *network.facts.normalization)
-    norms = {
-        name: list(map(float, values)) for name, values in step(network.variables, sample).items()
-    }
-    names = [f"{stage}/{block}" for stage, block in block_names(network.variables)]
-    whole, dropped = lesion_errors(network, images, labels)
-    blocks = [
-        {
-            "block": name,
-            "branch_norm": norms[name][0],
-            "shortcut_norm": norms[name][1],
-            "ratio": norms[name][2],
-            "error_without": dropped[name],
-        }
-        for name in names
+    args = subject.parser("residuals", __doc__, images=1000).parse_args(argv)
+    run, out = subject.open_workdir(args)
+    images, labels = subject.load_images(run, args.split, args.images)
+    step = jax.jit(functools.partial(branch_norms, run.model))
+    sample = normalize(jnp.asarray(images[:256]), *run.facts.normalization)
+    norms = jax.tree.map(float, step(run.variables, sample))
+    whole, dropped = lesion_errors(run, images, labels)
+    measured = ("branch_norm", "shortcut_norm", "ratio")
+    blocks: list[dict[str, Any]] = [
+        {"block": name} | dict(zip(measured, norms[name], strict=True)) | {"error_without": error}
+        for name, error in dropped.items()
     ]
     content = {"workdir": args.workdir, "images": len(images), "error": whole, "blocks": blocks}
-    path = command.write(out, "residuals", content)
+    path = subject.write(out / "residuals.json", args, content)
     picture = _plot(content, out)
     print("block             |f(x)| / |x|   error without it")
     for one in blocks:
@@ -138,8 +145,7 @@ def main(argv=None):
 
 
 def _plot(content, out):
-    plt = command.pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = plotting.pyplot().subplots(1, 2, figsize=(11, 4), layout="constrained")
     ratios = [one["ratio"] for one in content["blocks"]]
     errors = [100 * one["error_without"] for one in content["blocks"]]
     positions = np.arange(1, len(ratios) + 1)
@@ -149,8 +155,8 @@ def _plot(content, out):
     right.axhline(100 * content["error"], color="k", ls="--", label="whole network")
     right.set(xlabel="block that is dropped", ylabel="error (%)", title="lesioning")
     right.legend()
-    return command.save(figure, out, "residuals")
+    return plotting.save(figure, out / "residuals.png", dpi=120, bbox_inches="tight")
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command.run(main))

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from models import blocks
+from models.block import BottleneckBlock
 from models.resnet import architecture
 
 
@@ -28,7 +29,7 @@ class PeerBlock(nn.Module):
     shortcut: str  # 'A' zero-pads, 'B' projects
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         width, strides = self.features, (self.strides, self.strides)
         if self.bottleneck:
             y = nn.relu(self.norm()(self.conv(width, (1, 1), strides)(x)))
@@ -61,7 +62,7 @@ class PeerResNet(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict]:
         conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
         norm = functools.partial(
             nn.BatchNorm,
@@ -83,7 +84,7 @@ class PeerResNet(nn.Module):
                     norm=norm,
                     features=self.width * 2**stage,
                     strides=2 if stage and not block else 1,
-                    bottleneck=table.layers is blocks.bottleneck_layers,
+                    bottleneck=table.block is BottleneckBlock,
                     shortcut=self.shortcut,
                 )(x)
         return nn.Dense(self.num_classes)(x.astype(jnp.float32).mean((1, 2))), {}

@@ -18,21 +18,26 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 import models
 from benchmarks import reports
 from benchmarks.peers import PeerResNet
 from benchmarks.whole_step import Row, WholeStep, take_turns, timed
 from errors import UserError
-from models import blocks
+from models.block import BottleneckBlock
 from models.ops.conv import Conv
 from models.resnet import architecture
+from run import command, files
 
+COMMAND = "python -m benchmarks.step_time --torch_python=PYTHON"  # of all records together
 RESULTS = Path(__file__).with_suffix(".json")
 PEER, OURS = "Flax modules", "this repository"
 SCANNED = "this repository, scan_blocks"
@@ -50,7 +55,7 @@ DATA_SHEETS = {
 }
 
 
-def layer_costs(model, shape):
+def layer_costs(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """(operations, numbers moved) of each convolution and the head in one forward pass."""
     costs = []
 
@@ -72,7 +77,9 @@ def layer_costs(model, shape):
     return costs
 
 
-def roofline(costs, peak, bandwidth, itemsize):
+def roofline(
+    costs: Sequence[tuple[int, int]], peak: float, bandwidth: float, itemsize: int
+) -> tuple[int, float]:
     """(operations, seconds at the roofline) of a train step: three passes, two for the stem."""
     passes = [2] + [3] * (len(costs) - 1)
     operations = sum(n * ops for n, (ops, _) in zip(passes, costs, strict=True))
@@ -83,7 +90,7 @@ def roofline(costs, peak, bandwidth, itemsize):
     return operations, seconds
 
 
-def device_limits(dtype):
+def device_limits(dtype: str) -> tuple[float, float, str]:
     """(operations/s, bytes/s, where they come from) of the first device."""
     kind = jax.devices()[0].device_kind
     for name, (half, single, bandwidth) in DATA_SHEETS.items():
@@ -100,7 +107,9 @@ def device_limits(dtype):
     return 2 * 2048**3 / product, 2 * big.nbytes / copy, "measured here"
 
 
-def torch_contender(config, size, classes, python):
+def torch_contender(
+    config: ConfigDict, size: int, classes: int, python: str
+) -> tuple[str, Callable[[int], tuple[float, ...]], subprocess.Popen]:
     """The same step in torch: its version, a function like `WholeStep.runner`'s, its process.
 
     Raises:
@@ -112,7 +121,7 @@ def torch_contender(config, size, classes, python):
     options = {
         "network": {
             "stage_sizes": table.stage_sizes,
-            "bottleneck": table.layers is blocks.bottleneck_layers,
+            "bottleneck": table.block is BottleneckBlock,
             "stem": m.stem,
             "shortcut": m.shortcut,
             "width": m.width,
@@ -143,7 +152,7 @@ def torch_contender(config, size, classes, python):
     return first.split(maxsplit=1)[1].strip(), run, process
 
 
-def measure(row, options):
+def measure(row: Row, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Times the contenders of one row in turns.
 
     Args:
@@ -153,7 +162,7 @@ def measure(row, options):
     Returns:
       A list of records, one per contender: what `RESULTS` holds.
     """
-    measured = reports.environment(jax.devices()[0].device_kind)
+    measured = reports.environment()
     config, size, classes = row.recipe(options.size)
     shared = {f: config.model[f] for f in ("depth", "stem", "shortcut", "width", "dtype")}
     peer = PeerResNet(num_classes=classes, **shared)
@@ -193,7 +202,7 @@ def measure(row, options):
     ]
 
 
-def updated(records, new):
+def updated(records: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """`records` with those of the rows in `new` replaced."""
 
     def row(record):
@@ -203,7 +212,7 @@ def updated(records, new):
     return [record for record in records if row(record) not in fresh] + new
 
 
-def report(records):
+def report(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """The table over all records, where and when each row was measured, what was not run."""
     header = ("network", "contender", "images/s", "step, ms", "processor, ms")
     header += ("operations/s", "roofline", "× Flax")
@@ -221,9 +230,9 @@ def report(records):
     return [*reports.table(header, rows), "", *origins.values()]
 
 
-def main(arguments):
+def main(argv: Sequence[str] | None = None) -> None:
     """Measures the rows, keeps the records and writes the report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.Parser("python -m benchmarks.step_time", __doc__)
     parser.add_argument("--rows", nargs="+", help="NETWORK:BATCH[:DTYPE]; default: the device's")
     parser.add_argument("--repetitions", type=int, default=5, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=1, help="steps per turn")
@@ -231,15 +240,13 @@ def main(arguments):
     parser.add_argument("--noscan", dest="scan", action="store_false", help="leave out scan_blocks")
     parser.add_argument("--size", type=int, default=0, help="of images; 0: 224, or 32 for 6n+2")
     parser.add_argument("--results", type=Path, default=RESULTS, help="records; report beside it")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     records = json.loads(options.results.read_text()) if options.results.exists() else []
     for text in options.rows or (GPU_ROWS if jax.default_backend() == "gpu" else CPU_ROWS):
         records = updated(records, measure(Row.parse(text), options))
-        options.results.write_text(json.dumps(records, indent=1) + "\n")
-        command = "python -m benchmarks.step_time --torch_python=PYTHON"
-        reports.write(
-            options.results.with_suffix(".md"), "Time of a train step", command, report(records)
-        )
+        files.write_text(options.results, json.dumps(records, indent=1) + "\n")
+        path = options.results.with_suffix(".md")
+        reports.write(path, "Time of a train step", COMMAND, report(records))
 
 
 if __name__ == "__main__":

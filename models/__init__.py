@@ -1,12 +1,16 @@
-"""Residual networks and their plain twins: `create` builds one."""
+"""Residual networks and their plain twins: `check` a `config.model`, `create` what it describes."""
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
 
 from errors import UserError
-from models.resnet import VARIANTS, ResNet, architecture
+from models.identity_mappings import VARIANTS
+from models.resnet import ResNet, architecture
 
-__all__ = ["check", "create"]
+__all__ = ["CHOICES", "check", "create"]
 
 CHOICES = {
     "shortcut": ("A", "B", "C"),
@@ -15,16 +19,60 @@ CHOICES = {
     "downsample_in": ("1x1", "3x3"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "block", "segments"),
-    "variant": tuple(VARIANTS),
+    "variant": VARIANTS,
     "output_stride": (8, 16, 32),
 }
 MAX_WIDTH = 4096
-FIELDS = tuple(
-    f.name for f in dataclasses.fields(ResNet) if f.name not in ("parent", "name", "num_classes")
+FIELDS = {
+    field.name: field
+    for field in dataclasses.fields(ResNet)
+    if field.name not in ("parent", "name", "num_classes")
+}
+CHANGES_THE_SHORTCUT = ("exclusive_gating", "shortcut_gating", "dropout_shortcut")
+# What does not go together, and the error's words.
+CONFLICTS = (
+    (
+        lambda m: not 1 <= m.width <= MAX_WIDTH,
+        f"model.width={{m.width}}: expected 1 … {MAX_WIDTH} channels.",
+    ),
+    (
+        lambda m: m.preactivation and m.variant != "none",
+        "model.variant={m.variant!r} with model.preactivation=True: the variants are "
+        "alternatives to pre-activation; set one of the two.",
+    ),
+    (
+        lambda m: m.zero_init_residual and not m.residual,
+        "model.zero_init_residual=True with model.residual=False: a plain network whose last "
+        "BN scales are zero outputs zeros; set model.zero_init_residual=False.",
+    ),
+    (
+        lambda m: m.zero_init_residual and (m.preactivation or m.variant == "bn_after_addition"),
+        "model.zero_init_residual=True needs a branch that ends in BN: "
+        "set it to False with pre-activation or 'bn_after_addition'.",
+    ),
+    (
+        lambda m: not m.residual and m.variant in CHANGES_THE_SHORTCUT,
+        "model.variant={m.variant!r} changes the shortcut, and model.residual=False has none.",
+    ),
+    (
+        lambda m: m.output_stride != 32 and m.stem != "imagenet",
+        "model.output_stride={m.output_stride}: expected 32, since only "
+        "model.stem='imagenet' can be dilated.",
+    ),
+    (
+        lambda m: m.space_to_depth and m.stem != "imagenet",
+        "model.space_to_depth=True: only the 7×7/2 convolution of model.stem='imagenet' can "
+        "be computed over blocks of pixels; set it to False.",
+    ),
+    (
+        lambda m: m.scan_blocks and m.variant == "dropout_shortcut",
+        "model.variant='dropout_shortcut' cannot run with model.scan_blocks=True; "
+        "set model.scan_blocks=False.",
+    ),
 )
 
 
-def create(model_config, num_classes):
+def create(model_config: Mapping[str, Any], num_classes: int) -> ResNet:
     """Builds the network that `config.model` describes.
 
     `model.init(key, images, train=False)` and `model.apply(variables, images, train=…)` take float
@@ -39,90 +87,40 @@ def create(model_config, num_classes):
     Raises:
       UserError: naming the field, its value and what was expected.
     """
-    fields = dict(model_config)
-    unknown = sorted(set(fields) - set(FIELDS))
+    check(model_config)
+    if type(num_classes) is not int or num_classes < 1:
+        raise UserError(f"num_classes={num_classes!r}: a head needs at least 1 class.")
+    return ResNet(num_classes=num_classes, **model_config)
+
+
+def check(model_config: Mapping[str, Any]) -> None:
+    """Raises a UserError that names the first wrong field, its value and what was expected."""
+    unknown = sorted(set(model_config) - set(FIELDS))
     if unknown:
         raise UserError(
             f"config.model has no field {unknown[0]!r}; its fields: {', '.join(FIELDS)}."
         )
-    model = ResNet(num_classes=num_classes, **fields)
-    _validate(model)
-    return model
-
-
-def check(model_config):
-    """Raises UserError for fields that describe no network."""
-    create(model_config, num_classes=1)
-
-
-def _validate(model):
-    for field in dataclasses.fields(ResNet):
-        value = getattr(model, field.name)
-        if field.name in (*FIELDS, "num_classes"):
-            _check_type(field, value)
+    model = SimpleNamespace(**{name: field.default for name, field in FIELDS.items()})
+    model.__dict__.update(model_config)
+    for name, value in vars(model).items():
+        _check_type(name, FIELDS[name].type, value)
     for name, choices in CHOICES.items():
-        value = getattr(model, name)
-        if value not in choices:
+        if getattr(model, name) not in choices:
             raise UserError(
-                f"model.{name}={value!r}: expected one of {', '.join(map(repr, choices))}."
+                f"model.{name}={getattr(model, name)!r}: "
+                f"expected one of {', '.join(map(repr, choices))}."
             )
-    if model.num_classes < 1:
-        raise UserError(f"num_classes={model.num_classes}: a head needs at least 1 class.")
-    if not 1 <= model.width <= MAX_WIDTH:
-        raise UserError(f"model.width={model.width}: expected 1 … {MAX_WIDTH} channels.")
     architecture(model.stem, model.depth)
-    _validate_combination(model)
+    for wrong, message in CONFLICTS:
+        if wrong(model):
+            raise UserError(message.format(m=model))
 
 
-def _check_type(field, value):
-    expected = field.type
-    numeric = expected is float and isinstance(value, int) and not isinstance(value, bool)
-    if type(value) is not expected and not numeric:
+def _check_type(name, expected, value):
+    number = expected is float and type(value) is int
+    if type(value) is not expected and not number:
         raise UserError(
-            f"model.{field.name}={value!r}: expected a {expected.__name__}, "
-            f"got a {type(value).__name__}."
+            f"model.{name}={value!r}: expected a {expected.__name__}, got a {type(value).__name__}."
         )
     if expected is float and not math.isfinite(value):
-        raise UserError(f"model.{field.name}={value}: expected a finite number.")
-
-
-def _validate_combination(model):
-    if model.preactivation and model.variant != "none":
-        raise UserError(
-            f"model.variant={model.variant!r} with model.preactivation=True: the variants are "
-            "alternatives to pre-activation; set one of the two."
-        )
-    if model.zero_init_residual and not model.residual:
-        raise UserError(
-            "model.zero_init_residual=True with model.residual=False: a plain network whose last "
-            "BN scales are zero outputs zeros; set model.zero_init_residual=False."
-        )
-    if model.zero_init_residual and (model.preactivation or model.variant == "bn_after_addition"):
-        raise UserError(
-            "model.zero_init_residual=True needs a branch that ends in BN: "
-            "set it to False with pre-activation or 'bn_after_addition'."
-        )
-    if not model.residual and model.variant in (
-        "exclusive_gating",
-        "shortcut_gating",
-        "dropout_shortcut",
-    ):
-        raise UserError(
-            f"model.variant={model.variant!r} changes the shortcut, "
-            "and model.residual=False has none."
-        )
-    if model.output_stride != 32 and model.stem != "imagenet":
-        raise UserError(
-            f"model.output_stride={model.output_stride}: expected 32, since only "
-            "model.stem='imagenet' can be dilated."
-        )
-    if model.space_to_depth and model.stem != "imagenet":
-        raise UserError(
-            "model.space_to_depth=True: only the 7×7/2 convolution of model.stem='imagenet' can "
-            "be computed over blocks of pixels; set it to False."
-        )
-    if model.scan_blocks and model.variant == "dropout_shortcut":
-        raise UserError(
-            "model.variant='dropout_shortcut' cannot run with model.scan_blocks=True; "
-            "set model.scan_blocks=False."
-        )
+        raise UserError(f"model.{name}={value}: expected a finite number.")

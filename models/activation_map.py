@@ -1,9 +1,12 @@
 """Class activation maps: where in an image a class is seen (Zhou et al., CVPR 2016)."""
 
+import jax
 import jax.numpy as jnp
 
 
-def class_activation_map(features, head_kernel, class_index):
+def class_activation_map(
+    features: jax.Array, head_kernel: jax.Array, class_index: jax.Array
+) -> jax.Array:
     """The share of each position in a class's logit: M(y, x) = Σ_k w[k, class]·f[y, x, k].
 
     The mean of the map over the positions, plus the class's bias, is its logit: that is why a

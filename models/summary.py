@@ -6,6 +6,7 @@ differ from what runs.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -36,7 +37,7 @@ class Row(NamedTuple):
     multiply_adds: int
 
 
-def summary(model, image_shape):
+def summary(model: nn.Module, image_shape: Sequence[int]) -> list[Row]:
     """Lists the layers of `model` in the order in which they run.
 
     Blocks run as a loop (`scan_blocks`) are listed one by one. The head runs twice, on the pooled
@@ -45,9 +46,6 @@ def summary(model, image_shape):
     Args:
       model: a network of `models.create`.
       image_shape: `(height, width, channels)` of one image.
-
-    Returns:
-      list of `Row`.
     """
     rows = {}
 
@@ -82,17 +80,17 @@ def _row(name, module, output):
     )
 
 
-def count_multiply_adds(model, image_shape):
+def count_multiply_adds(model: nn.Module, image_shape: Sequence[int]) -> int:
     """Multiply-adds of one image `(height, width, channels)`, as an int (see `Row`)."""
     return sum(row.multiply_adds for row in summary(model, image_shape))
 
 
-def count_parameters(model, image_shape):
+def count_parameters(model: nn.Module, image_shape: Sequence[int]) -> int:
     """Trained parameters of `model` for images `(height, width, channels)`, as an int."""
     return sum(row.parameters for row in summary(model, image_shape))
 
 
-def format_table(rows):
+def format_table(rows: Sequence[Row]) -> str:
     """Lays `summary`'s rows out as text: one line per layer and a line of totals."""
     header = ("layer", "type", "output shape", "parameters", "multiply-adds")
     body = [

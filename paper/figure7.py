@@ -25,7 +25,6 @@ from tqdm import tqdm
 from data.normalization import normalize
 from errors import UserError
 from input_pipeline import open_data
-from models.ops.conv import Conv
 from paper import degradation, experiment, plots, result
 from run import command, plotting
 from run.mesh import make_mesh
@@ -80,7 +79,8 @@ def _moments(model, variables, normalization, images, valid):
         name = "/".join(context.module.path)
         if context.method_name != "__call__":
             return output
-        if isinstance(context.module, Conv) and context.module.kernel_size == 3:
+        kernel = context.module.variables.get("params", {}).get("kernel")
+        if kernel is not None and kernel.shape[:-2] == (3, 3):
             convs[_norm_of(name)] = name
         elif isinstance(context.module, nn.BatchNorm) and name in convs:
             weights = valid.astype(jnp.float32).reshape(-1, 1, 1, 1)

@@ -1,0 +1,44 @@
+"""What a stage tells its blocks."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """One block's specification; fields that `config.model` has, too, are explained there.
+
+    Attributes:
+      width: channels of the 3×3 convolutions; the block returns `expansion · width`.
+      strides: of the whole block.
+      dilation: of the 3×3 convolutions after the one that strides.
+      dilation_before: of those up to the one that strides, or would if its stride were not
+        replaced by dilation.
+      dtype: of the computation.
+    """
+
+    width: int
+    strides: int = 1
+    dilation: int = 1
+    dilation_before: int = 1
+    shortcut: str = "B"
+    residual: bool = True
+    downsample_in: str = "1x1"
+    zero_init_residual: bool = False
+    gate_bias: float = 0.0
+    shortcut_scale: float = 1.0
+    residual_scale: float = 1.0
+    sync_bn: bool = False
+    frozen_bn: bool = False
+    dtype: Any = jnp.float32
+
+    def bn(self, last: bool = False) -> dict[str, Any]:
+        """What a `batch_norm` of the block is given; `last`: it ends f."""
+        options = {"sync": self.sync_bn, "frozen": self.frozen_bn, "dtype": self.dtype}
+        return options | {"zero_init": last and self.zero_init_residual}
+
+    def following(self) -> "BlockSpec":
+        """The specification of the stage's other blocks, if this is the first one's."""
+        return dataclasses.replace(self, strides=1, dilation_before=self.dilation)

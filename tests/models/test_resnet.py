@@ -1,0 +1,168 @@
+"""The networks of the paper: exact counts, endpoints, errors in the fields."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from errors import UserError
+
+KEY = jax.random.key(0)
+
+
+def shapes(num_classes, image=(1, 32, 32, 3), **fields):
+    model = models.create(fields, num_classes)
+    return jax.eval_shape(lambda: model.init(KEY, jnp.zeros(image), train=False))
+
+
+def count(num_classes, image=(1, 32, 32, 3), **fields):
+    return sum(
+        math.prod(leaf.shape)
+        for leaf in jax.tree.leaves(shapes(num_classes, image, **fields)["params"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("depth", "shortcut", "residual", "expected"),
+    [
+        (18, "B", True, 11_689_512),
+        (34, "B", True, 21_797_672),
+        (50, "B", True, 25_557_032),
+        (101, "B", True, 44_549_160),
+        (152, "B", True, 60_192_808),
+        (18, "A", True, 11_515_688),
+        (18, "C", True, 12_043_816),
+        (34, "A", True, 21_623_848),
+        (34, "C", True, 22_716_840),
+        (18, "A", False, 11_515_688),
+        (34, "A", False, 21_623_848),
+    ],
+)
+def test_imagenet_parameter_counts(depth, shortcut, residual, expected):
+    assert count(1000, depth=depth, shortcut=shortcut, residual=residual) == expected
+    both = {"depth": depth, "shortcut": shortcut, "residual": residual, "downsample_in": "3x3"}
+    assert count(1000, **both) == expected  # v1.5 moves a stride, not a parameter
+
+
+CIFAR_COUNTS = {
+    20: (269_722, 269_434, 272_474),
+    32: (464_154, 463_866, 466_906),
+    44: (658_586, 658_298, 661_338),
+    56: (853_018, 852_730, 855_770),
+    110: (1_727_962, 1_727_674, 1_730_714),
+    1202: (19_421_274, 19_420_986, 19_424_026),
+}
+
+
+@pytest.mark.parametrize(
+    ("depth", "scan_blocks"),
+    [(20, False), (32, False), (44, False), (56, False), (110, False), (20, True), (1202, True)],
+)
+def test_cifar_parameter_counts(depth, scan_blocks):
+    colour, grey, projected = CIFAR_COUNTS[depth]
+    fields = {"stem": "cifar", "width": 16, "depth": depth, "scan_blocks": scan_blocks}
+    assert count(10, shortcut="A", **fields) == colour
+    assert count(10, (1, 28, 28, 1), shortcut="A", **fields) == grey
+    assert count(10, shortcut="B", **fields) == projected
+    assert count(10, shortcut="A", residual=False, **fields) == colour
+
+
+def test_plain_twin_has_the_same_tree():
+    fields = {"stem": "cifar", "width": 16, "depth": 20, "shortcut": "A"}
+    assert shapes(10, **fields) == shapes(10, **fields, residual=False)
+
+
+def small(**fields):
+    return models.create({"stem": "cifar", "width": 4, "depth": 8, "shortcut": "A"} | fields, 5)
+
+
+@functools.cache
+def images(height=9, width=7, channels=3):
+    with jax.ensure_compile_time_eval():  # kept across calls, of which the first may be traced
+        return jax.random.normal(jax.random.key(1), (2, height, width, channels))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (2, 3, 1), (33, 17, 3), (65, 2, 3)])
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_any_image_size(stem, shape):
+    depth = 8 if stem == "cifar" else 18
+    model = models.create({"stem": stem, "depth": depth, "width": 4, "shortcut": "A"}, 1)
+    x = jnp.ones((2, *shape))
+    logits, endpoints = jax.eval_shape(lambda: model.init_with_output(KEY, x, train=False)[0])
+    assert logits.shape == (2, 1)
+    assert endpoints["logits_map"].shape[-1] == 1
+
+
+def test_mean_of_logits_map_is_logits():
+    model = small()
+    logits, endpoints = model.apply(model.init(KEY, images(), train=False), images(), train=False)
+    np.testing.assert_allclose(endpoints["logits_map"].mean((1, 2)), logits, atol=1e-5)
+    assert set(endpoints) == {"stem", "stage1", "stage2", "stage3", "pooled", "logits_map"}
+
+
+def test_the_stem_over_blocks_of_pixels_has_the_same_parameters_and_numbers():
+    fields = {"depth": 18, "width": 4}
+    base, other = (models.create(fields | {"space_to_depth": on}, 3) for on in (False, True))
+    x = jax.random.normal(KEY, (2, 33, 38, 3))
+    variables = jax.jit(lambda: base.init(KEY, x, train=False))()
+    own = jax.eval_shape(lambda: other.init(KEY, x, train=False))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, own)
+    found, expected = (
+        jax.jit(lambda m=m: m.apply(variables, x, train=False))() for m in (other, base)
+    )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected
+    )
+
+
+def test_bfloat16_keeps_float32_where_it_must():
+    model = small(dtype="bfloat16")
+    variables = model.init(KEY, images(), train=False)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits, endpoints = model.apply(variables, images(), train=False)
+    assert logits.dtype == jnp.float32
+    assert endpoints["stage1"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"depth": 21}, "6n\\+2"),
+        ({"depth": 2}, "6n\\+2"),
+        ({"stem": "imagenet", "depth": 20}, "18, 34, 50, 101, 152"),
+        ({"shortcut": "D"}, "'A', 'B', 'C'"),
+        ({"width": 0}, "width=0"),
+        ({"dtype": "float16"}, "float16"),
+        ({"remat": "all"}, "remat"),
+        ({"space_to_depth": True}, "stem='imagenet'"),
+        ({"shortcut_scale": float("nan")}, "shortcut_scale"),
+        ({"residual": "yes"}, "residual"),
+        ({"colour": 1}, "colour"),
+        ({"zero_init_residual": True, "residual": False}, "plain"),
+        ({"preactivation": True, "variant": "exclusive_gating"}, "preactivation"),
+        ({"zero_init_residual": True, "variant": "bn_after_addition"}, "ends in BN"),
+        ({"residual": False, "variant": "dropout_shortcut"}, "changes the shortcut"),
+        ({"output_stride": 16}, "output_stride=16"),
+        ({"scan_blocks": True, "variant": "dropout_shortcut"}, "scan_blocks"),
+    ],
+)
+def test_errors_name_the_field(fields, named):
+    fields = {"stem": "cifar", "depth": 8} | fields
+    with pytest.raises(UserError, match=named):
+        models.check(fields)
+    with pytest.raises(UserError, match=named):
+        models.create(fields, 5)
+
+
+def test_no_classes_is_an_error():
+    with pytest.raises(UserError, match="num_classes"):
+        models.create({"depth": 50}, 0)
+
+
+def test_a_right_config_passes():
+    models.check({})
+    models.check({"stem": "cifar", "depth": 1202, "gate_bias": -6, "variant": "shortcut_gating"})

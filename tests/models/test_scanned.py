@@ -1,0 +1,80 @@
+"""Blocks as a loop, recomputed in segments, stacked and one by one: the same network."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models.scanned import segment_length, stack_blocks, unstack_blocks
+
+KEY = jax.random.key(0)
+
+
+def small(**fields):
+    return models.create({"stem": "cifar", "width": 4, "depth": 8, "shortcut": "A"} | fields, 5)
+
+
+@functools.cache
+def images(height=9, width=7, channels=3):
+    with jax.ensure_compile_time_eval():  # kept across calls, of which the first may be traced
+        return jax.random.normal(jax.random.key(1), (2, height, width, channels))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"remat": "block"},
+        {"remat": "segments"},
+        {"scan_blocks": True},
+        {"scan_blocks": True, "remat": "block"},
+        {"scan_blocks": True, "remat": "segments"},
+    ],
+    ids=lambda form: "-".join(map(str, form.values())),
+)
+def test_forms_compute_the_same(form, monkeypatch):
+    """Scanning and recomputing change neither numbers (to rounding) nor the tree on disk."""
+    # Five blocks, four of them scanned, make two unequal segments.
+    monkeypatch.setattr("models.scanned.KEPT_PER_BLOCK", 0.5)
+    base, other = small(depth=32), small(depth=32, **form)
+    variables = jax.jit(lambda: base.init(KEY, images(), train=False))()
+
+    def gradients(model, variables):
+        def loss(params):
+            (logits, _), updated = model.apply(
+                {**variables, "params": params}, images(), train=True, mutable=["batch_stats"]
+            )
+            return jnp.square(logits - 1).sum(), updated["batch_stats"]
+
+        (value, stats), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+        return value, stats, grads
+
+    expected = gradients(base, variables)
+    own = stack_blocks(variables) if other.scan_blocks else variables
+    own_init = jax.eval_shape(lambda: other.init(KEY, images(), train=False))
+    assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, own_init)
+    found = unstack_blocks(gradients(other, own))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4), found, expected
+    )
+
+
+def test_segments_grow_with_the_root_of_the_depth():
+    lengths = [segment_length("segments", n) for n in (1, 5, 18, 200, 20_000)]
+    assert lengths == [1, 2, 3, 9, 82]
+    assert segment_length("block", 18) == 1
+    assert segment_length("none", 18) == 18
+
+
+def test_scanned_blocks_start_differently():
+    variables = small(depth=32, scan_blocks=True).init(KEY, images(), train=False)
+    kernel = variables["params"]["stage1"]["blocks"]["conv1"]["kernel"]
+    assert kernel.shape == (5, 3, 3, 4, 4)
+    assert not np.allclose(kernel[0], kernel[1])
+    assert jax.tree.map(jnp.shape, stack_blocks(variables)) == jax.tree.map(jnp.shape, variables)
+    std = np.std(np.asarray(kernel))
+    assert 0.8 < std / math.sqrt(2 / (9 * 4)) < 1.2  # He, fan out
