@@ -13,16 +13,20 @@ initialisation over depths, plain against residual, and in the trained network o
 
 import functools
 import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 import models
-from analysis import command
+from analysis import subject
 from data.normalization import normalize
-from run.command import run as run_command
+from run import command, plotting
+from testing.opened_run import OpenedRun
 
 POINTS, UNITS, LAGS = 256, 200, 15
 EPSILON = 1e-5
@@ -36,7 +40,7 @@ SCALAR_NETWORKS = (
 )
 
 
-def autocorrelation(series, lags=LAGS):
+def autocorrelation(series: np.ndarray, lags: int = LAGS) -> np.ndarray:
     """Autocorrelation of a series `[points]` at lags 0 … `lags`; 1 at lag 0.
 
     A constant series has none: zeros after lag 0.
@@ -49,18 +53,20 @@ def autocorrelation(series, lags=LAGS):
     return np.array([centred[: size - lag] @ centred[lag:] for lag in range(lags + 1)]) / power
 
 
-def white_noise(generator):
+def white_noise(generator: np.random.Generator) -> np.ndarray:
     """Independent normal numbers `[POINTS]`."""
     return generator.normal(size=POINTS)
 
 
-def brown_noise(generator):
+def brown_noise(generator: np.random.Generator) -> np.ndarray:
     """A random walk `[POINTS]`."""
     return np.cumsum(generator.normal(size=POINTS))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def scalar_gradient(key, layers, residual, batch_norm, scale):
+def scalar_gradient(
+    key: jax.Array, layers: int, residual: bool, batch_norm: bool, scale: float
+) -> jax.Array:
     """dy/dx float32 `[POINTS]` of a random network of a scalar, at evenly spaced x in [−2, 2].
 
     Args:
@@ -102,27 +108,29 @@ def _normalised(x):
     return (x - mean) / jnp.sqrt(var + EPSILON)
 
 
-def scalar_networks(runs, seed=0):
-    """Mean and standard error over runs of the autocorrelations: `{name: {'mean', 'error'}}`."""
+def scalar_networks(draws: int, seed: int = 0) -> dict[str, dict[str, list[float]]]:
+    """Autocorrelations, mean and standard error over draws: `{name: {'mean', 'error'}}`."""
     generator = np.random.default_rng(seed)
-    sources = {
-        "white noise": lambda i: white_noise(generator),
-        "brown noise": lambda i: brown_noise(generator),
+    sources: dict[str, Callable[[int], Any]] = {
+        "white noise": lambda draw: white_noise(generator),
+        "brown noise": lambda draw: brown_noise(generator),
     }
     for number, (name, *shape) in enumerate(SCALAR_NETWORKS):
         key = jax.random.fold_in(jax.random.key(seed), number)
-        sources[name] = lambda i, key=key, shape=shape: scalar_gradient(
-            jax.random.fold_in(key, i), *shape
-        )
+        sources[name] = functools.partial(_drawn_gradient, key, shape)
     found = {}
-    for name, draw in tqdm(sources.items(), desc="scalar networks", disable=None):
-        curves = np.stack([autocorrelation(draw(i)) for i in range(runs)])
-        error = curves.std(0, ddof=1) / np.sqrt(runs) if runs > 1 else np.zeros(LAGS + 1)
+    for name, source in tqdm(sources.items(), desc="scalar networks", disable=None):
+        curves = np.stack([autocorrelation(source(draw)) for draw in range(draws)])
+        error = curves.std(0, ddof=1) / np.sqrt(draws) if draws > 1 else np.zeros(LAGS + 1)
         found[name] = {"mean": curves.mean(0).tolist(), "error": error.tolist()}
     return found
 
 
-def neighbour_correlation(gradients):
+def _drawn_gradient(key, shape, draw):
+    return scalar_gradient(jax.random.fold_in(key, draw), *shape)
+
+
+def neighbour_correlation(gradients: np.ndarray) -> float:
     """Correlation between the gradients at horizontally and vertically neighbouring pixels.
 
     Args:
@@ -143,7 +151,7 @@ def _correlation(a, b):
     return np.mean((a * b).sum(1) / np.maximum(power, np.finfo(np.float64).tiny))
 
 
-def input_gradients(model, variables, images, train):
+def input_gradients(model: nn.Module, variables: Any, images: jax.Array, train: bool) -> jax.Array:
     """Gradient of the highest logit with respect to normalised images, same shape.
 
     Args:
@@ -160,20 +168,22 @@ def input_gradients(model, variables, images, train):
     return jax.grad(highest)(images)
 
 
-def image_networks(network, images, depths, seeds):
+def image_networks(
+    run: OpenedRun, images: np.ndarray, depths: Iterable[int], seeds: int
+) -> list[dict[str, Any]]:
     """`neighbour_correlation` at initialisation: `[{'family', 'depth', 'mean', 'values'}]`."""
-    x = normalize(images, *network.facts.normalization)
+    x = normalize(jnp.asarray(images), *run.facts.normalization)
     grid = [(family, depth) for depth in depths for family in ("plain", "resnet")]
     rows = []
     for family, depth in tqdm(grid, desc="image networks", unit="network", disable=None):
-        fields = dict(network.config.model) | {
+        fields = dict(run.config.model) | {
             "depth": depth,
             "residual": family == "resnet",
             "zero_init_residual": False,
             "variant": "none",
             "scan_blocks": True,
         }
-        model = models.create(fields, network.facts.num_classes)
+        model = models.create(fields, run.facts.num_classes)
 
         @jax.jit
         def gradient(key, x, model=model):
@@ -187,21 +197,21 @@ def image_networks(network, images, depths, seeds):
     return rows
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, measures and writes `gradients.json` and `gradients.png`."""
-    p = command.parser(__doc__, images=64)
+    p = subject.parser("gradients", __doc__, images=64)
     p.add_argument("--runs", type=command.positive, default=20, help="random scalar networks")
     p.add_argument("--seeds", type=command.positive, default=3, help="random image networks")
     p.add_argument("--depths", type=int, nargs="+", help="of the image networks")
     args = p.parse_args(argv)
-    network, out = command.open_workdir(args)
-    images, _ = command.load_images(network, args.split, args.images)
-    depths = args.depths or ([8, 20, 56] if network.model.stem == "cifar" else [18, 34])
+    run, out = subject.open_workdir(args)
+    images, _ = subject.load_images(run, args.split, args.images)
+    depths = args.depths or ([8, 20, 56] if run.model.stem == "cifar" else [18, 34])
     scalar = scalar_networks(args.runs)
-    rows = image_networks(network, images, depths, args.seeds)
-    x = normalize(images, *network.facts.normalization)
-    gradient = jax.jit(lambda v, x: input_gradients(network.model, v, x, train=False))
-    trained = neighbour_correlation(gradient(network.variables, x))
+    rows = image_networks(run, images, depths, args.seeds)
+    x = normalize(jnp.asarray(images), *run.facts.normalization)
+    gradient = jax.jit(lambda v, x: input_gradients(run.model, v, x, train=False))
+    trained = neighbour_correlation(gradient(run.variables, x))
     content = {
         "workdir": args.workdir,
         "images": len(images),
@@ -210,7 +220,7 @@ def main(argv=None):
         "image_networks": rows,
         "trained": trained,
     }
-    path = command.write(out, "gradients", content)
+    path = subject.write(out / "gradients.json", args, content)
     picture = _plot(content, out)
     print("autocorrelation of dy/dx at lag        1       5      15")
     for name, curve in scalar.items():
@@ -222,8 +232,7 @@ def main(argv=None):
 
 
 def _plot(content, out):
-    plt = command.pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+    figure, (left, right) = plotting.pyplot().subplots(1, 2, figsize=(12, 4), layout="constrained")
     for name, curve in content["scalar_networks"].items():
         style = "--" if "noise" in name else "-"
         left.errorbar(range(LAGS + 1), curve["mean"], curve["error"], ls=style, label=name)
@@ -237,8 +246,8 @@ def _plot(content, out):
     for axis in (left, right):
         axis.legend(fontsize="small")
         axis.grid(alpha=0.3)
-    return command.save(figure, out, "gradients")
+    return plotting.save(figure, out / "gradients.png", dpi=120, bbox_inches="tight")
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command.run(main))

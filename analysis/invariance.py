@@ -9,21 +9,24 @@ shifts of whole positions of each map, on the part that both maps have.
 
 import functools
 import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from analysis import command
+from analysis import subject
 from data.normalization import normalize
-from run.command import run as run_command
+from run import command, plotting
+from testing.opened_run import OpenedRun
 
 MAX_SHIFT = 16
 AXES = {"down": 1, "right": 2}
 
 
-def shift(images, pixels, axis):
+def shift(images: np.ndarray, pixels: int, axis: int) -> np.ndarray:
     """Moves `[batch, height, width, channels]` down (axis 1) or right (axis 2) over zeros."""
     if pixels == 0:
         return images
@@ -35,7 +38,7 @@ def shift(images, pixels, axis):
     return moved
 
 
-def change(moved, reference):
+def change(moved: Any, reference: Any) -> float:
     """Relative change, ‖moved − reference‖ / ‖reference‖, mean over the batch."""
     difference, reference = np.asarray(moved) - np.asarray(reference), np.asarray(reference)
     axes = tuple(range(1, reference.ndim))
@@ -43,7 +46,9 @@ def change(moved, reference):
     return float(np.mean(np.sqrt(np.square(difference).sum(axes)) / np.maximum(norm, 1e-12)))
 
 
-def equivariance_error(moved, reference, pixels, axis, image_side):
+def equivariance_error(
+    moved: np.ndarray, reference: np.ndarray, pixels: int, axis: int, image_side: int
+) -> float | None:
     """`change` between a moved image's map and the equally moved map of the image.
 
     Returns:
@@ -59,11 +64,11 @@ def equivariance_error(moved, reference, pixels, axis, image_side):
     return change(ours, np.take(reference, np.arange(common), axis=axis))
 
 
-def measure(network, images, shifts):
+def measure(run: OpenedRun, images: np.ndarray, shifts: Iterable[int]) -> list[dict[str, Any]]:
     """Changes of every endpoint at every shift, means over both directions.
 
     Args:
-      network: a `testing.opened_run.OpenedRun`.
+      run: with the network and its variables.
       images: uint8 `[number, height, width, channels]`.
       shifts: pixels, each below the image's sides.
 
@@ -71,23 +76,23 @@ def measure(network, images, shifts):
       one dictionary per shift: `pixels`, `logits`, `pooled` (relative changes), `same_answer` (a
       share) and `stem`, `stage1` … as `{'invariance', 'equivariance'}` (relative changes).
     """
-    step = jax.jit(functools.partial(_endpoints, network))
-    reference = jax.tree.map(np.asarray, step(network.variables, images))
+    step = jax.jit(functools.partial(_endpoints, run))
+    reference = jax.tree.map(np.asarray, step(run.variables, images))
     rows = []
     for pixels in tqdm(shifts, desc="shifts", unit="shift", disable=None):
         each = []
         for axis in AXES.values():
-            moved = step(network.variables, shift(images, pixels, axis))
+            moved = step(run.variables, shift(images, pixels, axis))
             moved = jax.tree.map(np.asarray, moved)
             each.append(_compare(moved, reference, pixels, axis, images.shape[axis]))
         rows.append({"pixels": pixels} | _mean(each))
     return rows
 
 
-def _endpoints(network, variables, images):
-    x = normalize(images, *network.facts.normalization)
-    logits, endpoints = network.model.apply(variables, x, train=False)
-    kept = {name: endpoints[name].astype(jnp.float32) for name in command.stages(endpoints)}
+def _endpoints(run, variables, images):
+    x = normalize(images, *run.facts.normalization)
+    logits, endpoints = run.model.apply(variables, x, train=False)
+    kept = {name: endpoints[name].astype(jnp.float32) for name in subject.stages(endpoints)}
     return kept | {"pooled": endpoints["pooled"], "logits": logits}
 
 
@@ -95,7 +100,7 @@ def _compare(moved, reference, pixels, axis, image_side):
     row = {name: change(moved[name], reference[name]) for name in ("logits", "pooled")}
     answers = moved["logits"].argmax(-1) == reference["logits"].argmax(-1)
     row["same_answer"] = float(answers.mean())
-    for name in command.stages(reference):
+    for name in subject.stages(reference):
         row[name] = {
             "invariance": change(moved[name], reference[name]),
             "equivariance": equivariance_error(
@@ -114,17 +119,17 @@ def _mean(rows):
     return {key: mean([row[key] for row in rows]) for key in rows[0]}
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, measures and writes `invariance.json` and `invariance.png`."""
-    p = command.parser(__doc__, images=256)
+    p = subject.parser("invariance", __doc__, images=256)
     p.add_argument("--max_shift", type=command.positive, default=MAX_SHIFT, help="pixels")
     args = p.parse_args(argv)
-    network, out = command.open_workdir(args)
-    images, _ = command.load_images(network, args.split, args.images)
+    run, out = subject.open_workdir(args)
+    images, _ = subject.load_images(run, args.split, args.images)
     largest = min(args.max_shift, *(side - 1 for side in images.shape[1:3]))
-    rows = measure(network, images, range(largest + 1))
+    rows = measure(run, images, range(largest + 1))
     content = {"workdir": args.workdir, "images": len(images), "shifts": rows}
-    path = command.write(out, "invariance", content)
+    path = subject.write(out / "invariance.json", args, content)
     picture = _plot(rows, out)
     print("pixels  same answer  logits  pooled   (relative changes)")
     for row in rows:
@@ -136,15 +141,14 @@ def main(argv=None):
 
 
 def _plot(rows, out):
-    plt = command.pyplot()
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    figure, axes = plotting.pyplot().subplots(1, 3, figsize=(14, 4), layout="constrained")
     pixels = [row["pixels"] for row in rows]
     for name in ("logits", "pooled"):
         axes[0].plot(pixels, [row[name] for row in rows], marker=".", label=name)
     axes[0].plot(pixels, [row["same_answer"] for row in rows], "k--", label="same answer (share)")
     axes[0].set(title="invariance", ylabel="relative change")
     for axis, kind in zip(axes[1:], ("invariance", "equivariance"), strict=True):
-        for name in command.stages(rows[0]):
+        for name in subject.stages(rows[0]):
             points = [(r["pixels"], r[name][kind]) for r in rows if r[name][kind] is not None]
             axis.plot(*zip(*points, strict=True), marker=".", label=name)
     axes[1].set(title="feature maps where they were")
@@ -153,8 +157,8 @@ def _plot(rows, out):
         axis.set(xlabel="shift (pixels)")
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    return command.save(figure, out, "invariance")
+    return plotting.save(figure, out / "invariance.png", dpi=120, bbox_inches="tight")
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command.run(main))

@@ -10,10 +10,10 @@ from PIL import Image
 
 import models
 import train
-from analysis import cam, command, gradients, invariance, residuals
+from analysis import cam, gradients, invariance, residuals, subject
 from configs import digits
 from errors import UserError
-from run.command import run as run_command
+from run import command
 from testing import opened_run
 
 CIFAR = {"depth": 8, "stem": "cifar", "width": 4, "shortcut": "A"}
@@ -243,14 +243,16 @@ def workdir(tmp_path_factory, data_dir):
 
 
 def outcome(workdir, name):
-    return json.loads((workdir / "analysis" / f"{name}.json").read_text())
+    content = json.loads((workdir / "analysis" / f"{name}.json").read_text())
+    assert content["header"]["command"].startswith(f"python -m analysis.{name} --workdir=")
+    return content
 
 
 def test_cam_of_files(workdir, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     argv = [f"--workdir={workdir}", str(tmp_path / "photo.png"), "--top_k=2"]
-    assert run_command(cam.main, argv) == 0
+    assert command.run(cam.main, argv) == 0
     found = outcome(workdir, "cam")
     assert len(found["maps"]) == 2
     for one in found["maps"]:
@@ -260,25 +262,24 @@ def test_cam_of_files(workdir, tmp_path, capsys):
             assert picture.size == (224, 224)
     assert found["maps"][0]["probability"] >= found["maps"][1]["probability"]
     assert "box" in capsys.readouterr().out
-    assert run_command(cam.main, [*argv, "--endpoint=stage2"]) == 0
+    assert command.run(cam.main, [*argv, "--endpoint=stage2"]) == 0
     assert outcome(workdir, "cam")["endpoint"] == "stage2"
 
 
 def test_residuals_of_a_run(workdir):
-    assert run_command(residuals.main, [f"--workdir={workdir}", "--images=100"]) == 0
+    assert command.run(residuals.main, [f"--workdir={workdir}", "--images=100"]) == 0
     found = outcome(workdir, "residuals")
     assert [b["block"] for b in found["blocks"]] == [f"stage{i}/block1" for i in (1, 2, 3)]
     assert all(0 <= b["error_without"] <= 1 and b["ratio"] > 0 for b in found["blocks"])
-    network = opened_run.load(workdir)
-    args = command.parser("", images=1).parse_args([f"--workdir={workdir}"])
-    images, labels = command.load_images(network, args.split, 100)
+    run = opened_run.load(workdir)
+    images, labels = subject.load_images(run, "test", 100)
     assert images.shape == (100, 8, 8, 1)
-    assert residuals.lesion_errors(network, images, labels)[0] == found["error"]
+    assert residuals.lesion_errors(run, images, labels)[0] == found["error"]
     assert (workdir / "analysis/residuals.png").stat().st_size > 1000
 
 
 def test_invariance_of_a_run(workdir):
-    assert run_command(invariance.main, [f"--workdir={workdir}", "--images=20"]) == 0
+    assert command.run(invariance.main, [f"--workdir={workdir}", "--images=20"]) == 0
     rows = outcome(workdir, "invariance")["shifts"]
     assert [row["pixels"] for row in rows] == list(range(8))  # digits are 8 pixels wide
     assert rows[0]["logits"] == 0 and rows[0]["same_answer"] == 1
@@ -290,7 +291,7 @@ def test_invariance_of_a_run(workdir):
 
 def test_gradients_of_a_run(workdir):
     argv = [f"--workdir={workdir}", "--images=4", "--runs=2", "--seeds=1", "--depths", "8"]
-    assert run_command(gradients.main, argv) == 0
+    assert command.run(gradients.main, argv) == 0
     found = outcome(workdir, "gradients")
     assert {row["family"] for row in found["image_networks"]} == {"plain", "resnet"}
     assert set(found["scalar_networks"]) >= {"white noise", "brown noise", "1 layer"}
@@ -302,16 +303,16 @@ def test_errors_name_file_and_expectation(workdir, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for name in ("config.json", "data.json"):
         (tmp_path / "empty" / name).write_text((workdir / name).read_text())
-    assert run_command(residuals.main, [f"--workdir={tmp_path / 'empty'}"]) == 1
+    assert command.run(residuals.main, [f"--workdir={tmp_path / 'empty'}"]) == 1
     assert "holds no finished checkpoint; expected" in capsys.readouterr().err
 
     (tmp_path / "note.png").write_text("not an image")
-    assert run_command(cam.main, [f"--workdir={workdir}", str(tmp_path / "note.png")]) == 1
+    assert command.run(cam.main, [f"--workdir={workdir}", str(tmp_path / "note.png")]) == 1
     error = capsys.readouterr().err
     assert "note.png: not a readable image" in error and "expected" in error
 
     facts = json.loads((workdir / "data.json").read_text()) | {"label_names": list("abcdefghij")}
     (tmp_path / "empty" / "data.json").write_text(json.dumps(facts))
     (tmp_path / "empty" / "checkpoints").symlink_to(workdir / "checkpoints")
-    assert run_command(invariance.main, [f"--workdir={tmp_path / 'empty'}"]) == 1
+    assert command.run(invariance.main, [f"--workdir={tmp_path / 'empty'}"]) == 1
     assert "was trained on 10 classes" in capsys.readouterr().err
