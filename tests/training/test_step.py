@@ -10,6 +10,7 @@ import models
 from errors import UserError
 from run.mesh import make_mesh, replicate, to_host
 from training import step as train_step
+from training.check import check
 
 ONE, TWO = (make_mesh(jax.devices()[:n]) for n in (1, 2))
 
@@ -167,7 +168,7 @@ def test_train_only_head_moves_only_the_head(tiny):
 def test_batch_that_does_not_divide(tiny):
     tiny.batch_size = 33
     with pytest.raises(UserError, match="33 cannot be divided over 2 device.*32 or 34"):
-        input_pipeline.open_data(tiny, TWO)
+        check(tiny, devices=TWO.size)
 
 
 def test_batch_larger_than_the_set(tiny):
