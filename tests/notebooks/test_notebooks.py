@@ -27,6 +27,7 @@ def test_the_three_notebooks_are_there():
     assert names == set(FIGURES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_at_tiny_scale_and_draws(path, tmp_path, data_dir, monkeypatch):
     monkeypatch.setenv("NOTEBOOK_SCALE", "tiny")

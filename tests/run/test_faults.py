@@ -82,6 +82,7 @@ def send_when(condition, signum):
 # ---- Kills and signals
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(config, reference, tmp_path):
     """The short form of `python benchmarks/faults.py --kills=50`."""
     workdir = tmp_path / "killed"
@@ -170,6 +171,7 @@ def test_the_first_signal_only_asks_and_handlers_are_put_back():
 # ---- Determinism
 
 
+@pytest.mark.slow
 def test_two_runs_of_200_steps_have_the_same_bits(tiny, tmp_path):
     tiny.update(num_steps=200, log_every=50, checkpoint_every=200, steps_per_dispatch=25)
     for name in ("first", "second"):
@@ -182,6 +184,7 @@ def test_two_runs_of_200_steps_have_the_same_bits(tiny, tmp_path):
 # ---- Storage
 
 
+@pytest.mark.slow
 def test_no_space_left_ends_with_a_message_and_the_run_continues(config, reference, small_disk):
     folder, set_space = small_disk
     config.tensorboard = True

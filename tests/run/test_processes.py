@@ -42,6 +42,7 @@ def config_of(options):
     return config
 
 
+@pytest.mark.slow
 def test_two_processes_stop_at_the_same_step_go_on_and_equal_one_process(options, tmp_path):
     together, alone = tmp_path / "two", tmp_path / "one"
     runs = faults.pair(together, options)
@@ -68,6 +69,7 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
+@pytest.mark.slow
 def test_streamed_images_on_two_processes_equal_one(images, data_dir, tmp_path):
     """Worker threads, a masked record, a stop and a last batch that leaves process 1 nothing."""
     options = OPTIONS | {
@@ -104,6 +106,7 @@ def test_streamed_images_on_two_processes_equal_one(images, data_dir, tmp_path):
     assert final["masked_records"] == ["train/thing/damaged.jpg", "val/thing/damaged.jpg"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])  # SIGSTOP: it hangs
 def test_the_peer_of_a_dead_process_ends_with_a_message(signum, options, tmp_path):
     runs = faults.pair(tmp_path / "dead", options | {"num_steps": 100_000})
@@ -129,6 +132,7 @@ def half_way(data_dir, tmp_path_factory):
     return options, whole, half
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_a_checkpoint_goes_on_with_another_number_of_devices(half_way, tmp_path, devices, caplog):
     """With BN over all devices the numbers are the same up to the order of sums."""
@@ -146,6 +150,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_devices(half_way, tmp_path,
     assert "goes on with" not in caplog.text
 
 
+@pytest.mark.slow
 def test_another_number_of_devices_without_synchronised_bn_is_warned_of(half_way, tmp_path, caplog):
     options, _, half = half_way
     workdir = shutil.copytree(half, tmp_path / "run")

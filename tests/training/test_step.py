@@ -37,6 +37,7 @@ def largest_difference(a, b):
     return max(jax.tree.leaves(jax.tree.map(lambda x, y: np.abs(x - y).max(), a, b)))
 
 
+@pytest.mark.slow
 def test_two_devices_with_synchronised_bn_equal_one(tiny):
     tiny.model.sync_bn = True
     (one, window1), (two, window2) = run(tiny, ONE), run(tiny, TWO)
