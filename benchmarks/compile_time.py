@@ -9,11 +9,10 @@ cache is off and JAX's own caches are emptied before each measurement. The figur
 `benchmarks/compile_time.md`.
 """
 
-import argparse
 import statistics
 import sys
 import time
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,11 +34,12 @@ class Seconds(NamedTuple):
     compile: float
 
     @property
-    def total(self):
+    def total(self) -> float:
+        """Of both."""
         return self.trace + self.compile
 
 
-def measure(depth, scan, batch):
+def measure(depth: int, scan: bool, batch: int) -> Seconds:
     """Traces and compiles one train step afresh; returns `Seconds`."""
     jax.clear_caches()
     step = WholeStep.of(Row(f"resnet{depth}", batch), scan_blocks=scan)
@@ -50,29 +50,22 @@ def measure(depth, scan, batch):
     return Seconds(traced - started, time.perf_counter() - traced)
 
 
-def extrapolated(depths, seconds, depth):
+def extrapolated(depths: Sequence[int], seconds: Sequence[float], depth: int) -> float:
     """The straight line through (depths, seconds) at `depth`."""
     slope, start = np.polyfit(depths, seconds, 1)
     return slope * depth + start
 
 
-def report(times):
+def report(times: Mapping[tuple[int, bool], Sequence[Seconds]]) -> list[str]:
     """Markdown lines for (depth, scanned) → list of `Seconds`; medians."""
     middle = {
         key: Seconds(*(statistics.median(part) for part in zip(*several, strict=True)))
         for key, several in times.items()
     }
     base = middle[SHALLOW, False].total
-    header = (
-        "network",
-        "blocks",
-        "runs",
-        "trace, s",
-        "compile, s",
-        "sum, s",
-        "× ResNet-20 unrolled",
-    )
-    rows = []
+    header = ["network", "blocks", "runs", "trace, s", "compile, s", "sum, s"]
+    header += ["× ResNet-20 unrolled"]
+    rows: list[Sequence[object]] = []
     for (depth, scanned), seconds in sorted(middle.items(), key=lambda item: item[0][::-1]):
         form = "one loop per stage" if scanned else "unrolled"
         parts = [f"{s:.1f}" for s in (*seconds, seconds.total)]
@@ -98,27 +91,27 @@ def report(times):
     ]
 
 
-def main(arguments):
+def main(argv: Sequence[str] | None = None) -> None:
     """Measures in turns, deepest unrolled networks last and once, and writes the report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = reports.parser(__file__, __doc__)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repetitions", type=int, default=3, help="turns, except of deep unrolled")
     parser.add_argument("--unrolled", type=int, nargs="+", default=UNROLLED, help="depths")
-    parser.add_argument("--report", type=Path, default=Path(__file__).with_suffix(".md"))
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     jax.config.update("jax_enable_compilation_cache", False)
-    where = reports.environment(jax.devices()[0].device_kind)
+    where = reports.environment()
     measure(8, False, 1)  # what only the first compilation of a process costs
 
     turns = [(SHALLOW, False), *((depth, True) for depth in (SHALLOW, *MIDDLE, DEEP))]
     once = [(depth, False) for depth in sorted(options.unrolled) if depth != SHALLOW]
-    times = {}
-    for key in turns * options.repetitions + once:
-        times.setdefault(key, []).append(measure(*key, options.batch))
-        print(*key, times[key][-1], file=sys.stderr, flush=True)
-    lines = [f"{where} Batch {options.batch}; medians where there are several runs.", ""]
-    command = " ".join(["python -m benchmarks.compile_time", *arguments])
-    reports.write(options.report, "Time to compile a train step", command, lines + report(times))
+    times: dict[tuple[int, bool], list[Seconds]] = {}
+    for depth, scan in turns * options.repetitions + once:
+        seconds = measure(depth, scan, options.batch)
+        times.setdefault((depth, scan), []).append(seconds)
+        print(depth, scan, seconds, file=sys.stderr, flush=True)
+    where += f" Batch {options.batch}; medians where there are several runs."
+    lines = [where, "", *report(times)]
+    reports.write(options.report, "Time to compile a train step", options.command, lines)
 
 
 if __name__ == "__main__":

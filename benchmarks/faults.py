@@ -8,29 +8,27 @@
 Each prints its counts; the status is 1 unless all came out as they must.
 """
 
-import argparse
 import contextlib
 import json
 import os
 import random
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tqdm import tqdm  # noqa: E402
+from tqdm import tqdm
 
-from run import logs, processes  # noqa: E402
-from run.checkpoint import UNFINISHED, Checkpoints  # noqa: E402
-from run.workdir import Workdir  # noqa: E402
+from benchmarks.runs import Folder, Run, differences, last_state, last_step, pair
+from run import command, files, logs, processes
+from run.checkpoint import UNFINISHED, Checkpoints
+from run.workdir import Workdir
 
-POLL_S = 0.002
 FAILURES = ("lost", "unreadable", "different", "different from 1 × 2", "cause not named")
 PHASES = ("before the first step", "while training", "inside a save", "after the last step")
 # Digits and the smallest network, with everything on that a checkpoint can hold.
@@ -46,79 +44,10 @@ SMALL = {
 }
 
 
-class Run:
-    """One training process of `main.py` on CPU; its messages go to `<workdir>.log`."""
-
-    def __init__(self, workdir, options, *flags, devices=1, env=None):
-        self.workdir = Path(workdir)
-        self.started = time.monotonic()
-        self.log = Path(f"{workdir}.log")
-        self.offset = self.log.stat().st_size if self.log.exists() else 0
-        command = [sys.executable, "main.py", "--config=configs/digits.py:resnet8,paper"]
-        command += [f"--config.{name}={value}" for name, value in options.items()]
-        command += [f"--workdir={workdir}", *flags]
-        environment = dict(os.environ, JAX_PLATFORMS="cpu") | (env or {})
-        # The caller's other flags stay, so that the compiler rounds alike; of two, the last counts.
-        count = f"--xla_force_host_platform_device_count={devices}"
-        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
-        with open(self.log, "ab") as output:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=output, stderr=output
-            )
-
-    def said(self):
-        """What this process has printed."""
-        return self.log.read_bytes()[self.offset :].decode(errors="replace")
-
-    def wait(self, timeout=3600):
-        """Waits for the end; returns the exit status."""
-        return self.process.wait(timeout)
-
-    def kill(self, signum=signal.SIGKILL):
-        """Sends a signal."""
-        self.process.send_signal(signum)
-
-    def wait_until(self, condition, timeout=3600):
-        """Polls until `condition()`; False when the process ended (or time ran out) before."""
-        deadline = time.monotonic() + timeout
-        while self.process.poll() is None and time.monotonic() < deadline:
-            if condition():
-                return True
-            time.sleep(POLL_S)
-        return False
-
-
-def last_step(workdir):
-    """The last step in metrics.jsonl, or 0."""
-    lines = logs.read_lines(Workdir(workdir).metrics)
-    return lines[-1]["step"] if lines else 0
-
-
-def last_state(workdir):
-    """`(step, arrays by name)` of the newest checkpoint: parameters, BN, optimiser, EMA."""
-    arrays, (step, _) = Checkpoints(workdir, read_only=True).read()
-    return step, arrays
-
-
-def differences(workdir, reference):
-    """What differs between two finished runs, as a list of names; empty when all bits are equal."""
-    metrics = [(Workdir(w).metrics).read_bytes() for w in (workdir, reference)]
-    found = ["metrics.jsonl"] if metrics[0] != metrics[1] else []
-    (step_a, a), (step_b, b) = last_state(workdir), last_state(reference)
-    if step_a != step_b or set(a) != set(b):
-        return [*found, f"step {step_a} against {step_b}"]
-    return found + [name for name in a if not equal_bits(a[name], b[name])]
-
-
-def equal_bits(a, b):
-    """Whether two arrays have the same shape, type and bytes."""
-    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
-
-
 # ---- SIGKILL
 
 
-def kill_runs(folder, kills, seed=0):
+def kill_runs(folder: Folder, kills: int, seed: int = 0) -> dict[str, Any]:
     """Kills and restarts runs until `kills` have been survived; returns the counts.
 
     The counts so far lie in `<folder>/kills.json`: an experiment that was itself stopped goes on.
@@ -136,7 +65,7 @@ def kill_runs(folder, kills, seed=0):
             else:
                 counts["finished runs"] += 1
                 counts["different"] += bool(_report_differences(workdir, folder / "reference"))
-            saved.write_text(json.dumps(counts))
+            files.write_text(saved, json.dumps(counts))
     return counts
 
 
@@ -146,8 +75,7 @@ def _measured(folder):
         run = Run(folder / name, SMALL)
         run.wait_until(lambda: last_step(run.workdir))  # noqa: B023
         startup = time.monotonic() - run.started
-        if run.wait():
-            raise SystemExit(f"the uninterrupted run failed:\n{run.said()}")
+        run.finish()
     names = ("kills", *PHASES, "runs", "finished runs", "lost", "unreadable", "different")
     life = time.monotonic() - run.started
     return dict.fromkeys(names, 0) | {"startup seconds": startup, "seconds of a run": life}
@@ -161,10 +89,9 @@ def _one_life(workdir, generator, counts, kills):
     startup, life = counts["startup seconds"], counts["seconds of a run"]
     if counts["kills"] < kills and _wait_for_moment(run, generator, startup, life):
         run.kill()
-    status = run.wait()
-    killed = status == -signal.SIGKILL
-    if not killed and status:
-        raise SystemExit(f"{workdir}: status {status}\n{run.said()}")
+    killed = run.wait() == -signal.SIGKILL
+    if not killed:
+        run.finish()
     said = run.said()
     continued = [int(line.split()[-1][:-1]) for line in said.splitlines() if "Continuing" in line]
     # A restart that has got so far must have gone on from the newest checkpoint there was.
@@ -178,38 +105,40 @@ def _one_life(workdir, generator, counts, kills):
 
 
 def _wait_for_moment(run, generator, startup, life):
-    """Waits for a random moment: of the whole life, of the training, or inside a save."""
+    """Waits for a random moment: of the whole life, of the training, or inside a save.
+
+    Returns:
+      whether the run still lives then.
+    """
     kind = generator.choice(("life", "training", "saving"))
-    if kind == "life":
-        delay = generator.uniform(0, life)
-        return not run.wait_until(lambda: False, delay) and run.process.poll() is None
-    start = last_step(run.workdir)
+    delay = generator.uniform(0, life)
     if kind == "training":
+        start = last_step(run.workdir)
         delay = generator.uniform(0, life - startup)
-        if not run.wait_until(lambda: last_step(run.workdir) not in (0, start)):
-            return False
-        run.wait_until(lambda: False, delay)
-        return run.process.poll() is None
-    folder = run.workdir / "checkpoints"
-    leftover = set(folder.glob(f"*{UNFINISHED}"))
-    seen = set()
+        run.wait_until(lambda: last_step(run.workdir) not in (0, start))
+    elif kind == "saving":
+        leftover, seen = _unfinished(run.workdir), set()
+        skipped = generator.randrange(6)
+        delay = generator.uniform(0, 0.1)
 
-    def saving():
-        seen.update(set(folder.glob(f"*{UNFINISHED}")) - leftover)
-        return len(seen) > skipped
+        def saving():
+            seen.update(_unfinished(run.workdir) - leftover)
+            return len(seen) > skipped
 
-    skipped = generator.randrange(6)
-    if not run.wait_until(saving):
-        return False
-    run.wait_until(lambda: False, generator.uniform(0, 0.1))
-    return run.process.poll() is None
+        run.wait_until(saving)
+    return run.lives(delay)
+
+
+def _unfinished(workdir):
+    """The saves that are under way, or that were when a run was killed."""
+    return set(Workdir(workdir).checkpoints.glob(f"*{UNFINISHED}"))
 
 
 def _phase(workdir, committed_before, steps_before):
     before_the_first_step, training, saving, after_the_last_step = PHASES
     if logs.final_line(workdir):
         return after_the_last_step
-    if any((workdir / "checkpoints").glob(f"*{UNFINISHED}")):
+    if _unfinished(workdir):
         return saving
     committed = Checkpoints(workdir, read_only=True).steps()
     if committed == committed_before and last_step(workdir) == steps_before:
@@ -226,13 +155,11 @@ def _report_differences(workdir, reference):
 # ---- Determinism
 
 
-def determinism(folder):
+def determinism(folder: str) -> dict[str, Any]:
     """200 steps twice, the first compiled afresh, the second from the compilation cache."""
     env = {"JAX_COMPILATION_CACHE_DIR": str(Path(folder, "cache"))}
     for name in ("compiled", "cached"):
-        run = Run(Path(folder, name), SMALL | {"num_steps": 200}, env=env)
-        if run.wait():
-            raise SystemExit(run.said())
+        Run(Path(folder, name), SMALL | {"num_steps": 200}, env=env).finish()
     step, arrays = last_state(Path(folder, "cached"))
     found = _report_differences(Path(folder, "cached"), Path(folder, "compiled"))
     return {"steps": step, "arrays": len(arrays), "different": len(found)}
@@ -241,23 +168,14 @@ def determinism(folder):
 # ---- Several processes
 
 
-def pair(workdir, options, **kwargs):
-    """Two processes of one device each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    flags = (f"--coordinator_address=localhost:{port}", "--num_processes=2")
-    return [Run(workdir, options, *flags, f"--process_id={i}", **kwargs) for i in range(2)]
-
-
-def several_processes(folder):
+def several_processes(folder: str) -> dict[str, Any]:
     """2 × 1 against 1 × 2 devices, a signal to one of two, and peers that die or freeze."""
     options = SMALL | {"num_steps": 40}
     together = Path(folder, "two-processes")
     statuses = [run.wait() for run in pair(together, options)]
     one = Run(Path(folder, "one-process"), options, devices=2)
     one.wait()
-    counts = {"statuses of 2 × 1": statuses, "cause not named": 0}
+    counts: dict[str, Any] = {"statuses of 2 × 1": statuses, "cause not named": 0}
     counts["different from 1 × 2"] = len(_report_differences(together, one.workdir))
 
     options = SMALL | {"num_steps": 2000}
@@ -286,7 +204,7 @@ def several_processes(folder):
 # ---- Memory
 
 
-def soak(folder):
+def soak(folder: str) -> dict[str, Any]:
     """Resident memory of ResNet-20 on digits over 2,000 steps, at step 500 and at the end."""
     options = {"num_steps": 2000, "eval_every": 100, "checkpoint_every": 100}
     options |= {"model.depth": 20, "data.validation_size": 98}
@@ -298,8 +216,7 @@ def soak(folder):
             bar.update(step - bar.n)
             samples[step] = _resident(run.process.pid) or samples.get(step)
             time.sleep(0.5)
-    if run.wait():
-        raise SystemExit(run.said())
+    run.finish()
     early = next(samples[step] for step in sorted(samples) if step >= 500)
     late = samples[max(step for step in samples if step < 2000)]
     counts = {"MiB at step 500": round(early / 2**20, 1), "MiB at the end": round(late / 2**20, 1)}
@@ -315,17 +232,15 @@ def _resident(pid):
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def main():
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiments that the flags name."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = command.Parser("python benchmarks/faults.py", __doc__)
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", help="keep the runs here; --kills then goes on where it was")
     for name in ("determinism", "processes", "soak"):
         parser.add_argument(f"--{name}", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     experiments = {
         "kills": (args.kills, lambda folder: kill_runs(folder, args.kills, args.seed)),
         "determinism": (args.determinism, determinism),
@@ -346,4 +261,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

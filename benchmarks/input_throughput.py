@@ -9,15 +9,13 @@ little. The peers live in environments of their own, named by their interpreters
 their rows say "not installed". The table goes to benchmarks/input_throughput.md.
 """
 
-import argparse
 import contextlib
-import datetime
 import io
 import os
-import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,17 +113,19 @@ def psnr(workers: dict[str, Worker], directory: Path) -> dict[str, float]:
     paths = sorted(directory.glob("*.jpg"))
     reference = np.stack(
         [
-            Image.open(path).resize(
-                (input_contenders.SIZE,) * 2,
-                Image.Resampling.BILINEAR,
-                box=(left, top, left + width, top + height),
+            np.asarray(
+                Image.open(path).resize(
+                    (input_contenders.SIZE,) * 2,
+                    Image.Resampling.BILINEAR,
+                    box=(left, top, left + width, top + height),
+                )
             )
             for path, (top, left, height, width) in zip(
                 paths, input_contenders.boxes(HEIGHT, WIDTH, len(paths)), strict=True
             )
         ]
     ).astype(float)
-    quality = {}
+    quality: dict[str, float] = {}
     for name in ("ours_rrc", "tf_rrc"):
         if name in workers:
             workers[name].ask(f"crops {directory / name}.npy")
@@ -141,7 +141,7 @@ def ratio(times: dict[str, np.ndarray], name: str, other: str, column: int = 0) 
     return float(np.median(times[other][:, column] / times[name][:, column]))
 
 
-def report(times, quality, images: int) -> list[str]:
+def report(times: dict[str, np.ndarray], quality: dict[str, float], images: int) -> list[str]:
     """The tables, as Markdown lines."""
     rows = []
     for name, title in TITLES.items():
@@ -153,12 +153,12 @@ def report(times, quality, images: int) -> list[str]:
         rows.append((title, f"{1e3 * seconds:.2f}", f"{1 / seconds:,.0f}", f"{limit:.2f}"))
     ratios = []
     for title, name, other, goal in GOALS:
-        value = ratio(times, name, other)
-        shown = "not installed" if value is None else f"{value:.2f}"
+        found = ratio(times, name, other)
+        shown = "not installed" if found is None else f"{found:.2f}"
         ratios.append((title, shown, "" if goal is None else f"≥ {goal}"))
-    for title, name, goal in [("ours", "ours_rrc", "≥ 1.7"), ("the limit", "limit", "")]:
+    for title, name, wanted in [("ours", "ours_rrc", "≥ 1.7"), ("the limit", "limit", "")]:
         scaling = ratio(times, f"{name}_2", name, column=1)
-        ratios.append((f"{title}: 2 threads / 1 thread, wall clock", f"{scaling:.2f}", goal))
+        ratios.append((f"{title}: 2 threads / 1 thread, wall clock", f"{scaling:.2f}", wanted))
     qualities = ", ".join(f"{TITLES[n].split(':')[0]} {q:.1f} dB" for n, q in quality.items())
     return [
         *reports.table(("contender", "CPU ms/image", "images/s/core", "ratio to the limit"), rows),
@@ -169,17 +169,16 @@ def report(times, quality, images: int) -> list[str]:
     ]
 
 
-def main(arguments: list[str]) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the comparison and writes the report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = reports.parser(__file__, __doc__)
     parser.add_argument(
         "--tensorflow", help="interpreter of an environment with TensorFlow and Pillow"
     )
     parser.add_argument("--torch", help="interpreter of an environment with torch and Pillow")
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--report", type=Path, default=REPORT)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     interpreters = {"tf": options.tensorflow, "torch": options.torch}
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
@@ -193,24 +192,22 @@ def main(arguments: list[str]) -> None:
                     workers[name] = worker
                 else:
                     worker.close()
-        load = os.getloadavg()[0]
+        where = reports.environment()
         times = measure(workers, options.rounds)
         quality = psnr(workers, directory)
         versions = sorted({part for w in workers.values() for part in w.versions.split(", ")})
         for worker in workers.values():
             worker.close()
     lines = [
-        f"{datetime.date.today()}; {reports.processor()}, CPU only; load average {load:.1f} at the "
-        f"start. Python {platform.python_version()}; {', '.join(versions)}.",
+        f"{where} Contenders, CPU only: {', '.join(versions)}.",
         f"{options.images} JPEGs of {WIDTH}×{HEIGHT}, {mean_bytes / 1000:.0f} KB in the mean; "
         f"crops of {input_contenders.SIZE}; medians of {options.rounds} rounds in which the "
         "contenders take turns.",
         "",
         *report(times, quality, options.images),
     ]
-    command = " ".join(["python -m benchmarks.input_throughput", *arguments])
-    reports.write(options.report, "Input throughput", command, lines)
+    reports.write(options.report, "Input throughput", options.command, lines)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(reports.run(main))

@@ -9,7 +9,6 @@ compilation is left out; the bare loop runs as many steps, waits for the last, a
 outside. The figures go to `benchmarks/loop_overhead.md`.
 """
 
-import argparse
 import contextlib
 import itertools
 import logging
@@ -19,9 +18,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 import input_pipeline
 import models
@@ -36,7 +37,7 @@ from training import step as train_step
 GOAL = 0.03
 
 
-def recipe(network, steps, log_every, checkpoint_every):
+def recipe(network: str, steps: int, log_every: int, checkpoint_every: int) -> ConfigDict:
     """The digits recipe; `steps` are timed, after `log_every` steps that are not."""
     config = digits.get_config(network)
     config.num_steps = steps + log_every
@@ -45,7 +46,7 @@ def recipe(network, steps, log_every, checkpoint_every):
 
 
 @contextlib.contextmanager
-def terminal():
+def terminal() -> Iterator[None]:
     """While open, standard error is a terminal that somebody reads, so that the bar is drawn."""
     ours, theirs = os.openpty()
 
@@ -62,7 +63,7 @@ def terminal():
     os.close(ours)
 
 
-def real_loop(config, folder):
+def real_loop(config: ConfigDict, folder: str | Path) -> float:
     """Seconds of all steps but the first `log_every` of a fresh run in `folder`."""
     with tempfile.TemporaryDirectory(dir=folder) as workdir, terminal():
         train.train(config, workdir)
@@ -77,7 +78,7 @@ def real_loop(config, folder):
 class BareLoop:
     """The compiled step of the same config on the same data, and nothing around it."""
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         mesh = make_mesh()
         data = input_pipeline.open_data(config, mesh)
         model = models.create(config.model, data.facts.num_classes)
@@ -88,7 +89,7 @@ class BareLoop:
         self._run = train_step.make_run(config, model, data, mesh)
         self(config.log_every)
 
-    def __call__(self, steps):
+    def __call__(self, steps: int) -> float:
         """Seconds of `steps` steps."""
         started = time.perf_counter()
         for _ in range(steps):
@@ -97,20 +98,17 @@ class BareLoop:
         return time.perf_counter() - started
 
 
-def report(config, steps, real, bare):
+def report(
+    config: ConfigDict, steps: int, real: Sequence[float], bare: Sequence[float]
+) -> list[str]:
     """Markdown lines for the seconds of the turns."""
     rows = [
-        (i, f"{1e3 * r / steps:.2f}", f"{1e3 * b / steps:.2f}", f"{r / b - 1:+.1%}")
+        (str(i), f"{1e3 * r / steps:.2f}", f"{1e3 * b / steps:.2f}", f"{r / b - 1:+.1%}")
         for i, (r, b) in enumerate(zip(real, bare, strict=True), start=1)
     ]
-    middle = statistics.median(real), statistics.median(bare)
-    rows.append(
-        (
-            "median",
-            *(f"{1e3 * seconds / steps:.2f}" for seconds in middle),
-            f"{statistics.median(r / b for r, b in zip(real, bare, strict=True)) - 1:+.1%}",
-        )
-    )
+    overhead = statistics.median(r / b for r, b in zip(real, bare, strict=True)) - 1
+    loop, step = (f"{1e3 * statistics.median(turns) / steps:.2f}" for turns in (real, bare))
+    rows.append(("median", loop, step, f"{overhead:+.1%}"))
     return [
         f"ResNet-{config.model.depth} on digits, batch {config.batch_size}, {steps} steps a turn, "
         f"lines every {config.log_every} and checkpoints every {config.checkpoint_every} steps; "
@@ -120,18 +118,17 @@ def report(config, steps, real, bare):
     ]
 
 
-def main(arguments):
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the turns and writes the report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = reports.parser(__file__, __doc__)
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--steps", type=int, default=1_000, help="timed steps of a turn")
     parser.add_argument("--log_every", type=int, default=20)
     parser.add_argument("--checkpoint_every", type=int, default=1_000)
     parser.add_argument("--repetitions", type=int, default=5, help="turns")
-    parser.add_argument("--report", type=Path, default=Path(__file__).with_suffix(".md"))
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     logging.getLogger("residual").setLevel(logging.WARNING)
-    where = reports.environment(jax.devices()[0].device_kind)
+    where = reports.environment()
     config = recipe(options.network, options.steps, options.log_every, options.checkpoint_every)
     real, bare = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -140,9 +137,8 @@ def main(arguments):
             bare.append(run_bare(options.steps))
             real.append(real_loop(config, folder))
             print(bare[-1], real[-1], file=sys.stderr, flush=True)
-    command = " ".join(["python -m benchmarks.loop_overhead", *arguments])
     lines = [where, "", *report(config, options.steps, real, bare)]
-    reports.write(options.report, "Overhead of the training loop", command, lines)
+    reports.write(options.report, "Overhead of the training loop", options.command, lines)
 
 
 if __name__ == "__main__":

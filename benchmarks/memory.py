@@ -10,11 +10,10 @@ memory is what the program allocates besides its arguments: activations, gradien
 figures go to `benchmarks/memory.md`.
 """
 
-import argparse
 import math
 import sys
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -38,7 +37,7 @@ class Need(NamedTuple):
     total: int  # with arguments and results; donated buffers count once
 
 
-def compiled_need(row, **fields):
+def compiled_need(row: Row, **fields: Any) -> Need:
     """Compiles the step of a `Row` with fields of `config.model`; returns its `Need`."""
     analysis = WholeStep.of(row, **fields).lower().compile().memory_analysis()
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
@@ -53,17 +52,17 @@ class Line(NamedTuple):
     per_image: float
 
     @classmethod
-    def through(cls, a, b):
+    def through(cls, a: tuple[float, float], b: tuple[float, float]) -> "Line":
         """The line through two points (batch, bytes)."""
         slope = (b[1] - a[1]) / (b[0] - a[0])
         return cls(a[1] - slope * a[0], slope)
 
-    def largest_batch(self, limit):
+    def largest_batch(self, limit: float) -> int:
         """The last batch at which the line is not above `limit` bytes; 0 when none is."""
         return max(0, math.floor((limit - self.fixed) / self.per_image))
 
 
-def device_limit():
+def device_limit() -> int:
     """Bytes that the first device can hold.
 
     Raises:
@@ -85,7 +84,7 @@ class Policy(NamedTuple):
     verified: int  # bytes of the step compiled at that batch; 0 when nothing fits
 
 
-def measure(row, remat, limit, **fields):
+def measure(row: Row, remat: str, limit: float, **fields: Any) -> Policy:
     """Compiles at the row's batch, at twice it, at the largest that fits; returns `Policy`."""
     needs = [
         compiled_need(row._replace(batch=n * row.batch), remat=remat, **fields) for n in (1, 2)
@@ -105,21 +104,21 @@ def measure(row, remat, limit, **fields):
     return Policy(needs[0], temporary, batch, verified if batch else 0)
 
 
-def depth_of(row):
+def depth_of(row: Row) -> int:
     """110 for 'resnet110'."""
     return int(row.network.removeprefix("resnet"))
 
 
-def growth(points):
+def growth(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """How many times the depths and the values grow from the first to the last (depth, value)."""
     (depth, value), (deep, more) = points[0], points[-1]
     return deep / depth, more / value
 
 
-def memory_table(measured, limit):
+def memory_table(measured: Mapping[Row, Mapping[str, Policy]], limit: float) -> list[str]:
     """Markdown lines for row → policy name → `Policy`."""
-    header = ("network", "remat", "temporary, MiB", "× none", "per image, MiB", "× none")
-    header += (f"largest batch in {limit / GIB:g} GiB", "compiled there, GiB")
+    header = ["network", "remat", "temporary, MiB", "× none", "per image, MiB", "× none"]
+    header += [f"largest batch in {limit / GIB:g} GiB", "compiled there, GiB"]
     lines = []
     for row, policies in measured.items():
         none = policies["none"]
@@ -141,7 +140,7 @@ def memory_table(measured, limit):
     return reports.table(header, lines)
 
 
-def growth_lines(measured):
+def growth_lines(measured: Mapping[Row, Mapping[str, Policy]]) -> list[str]:
     """How per-image temporary memory grows with the depth of the 6n+2 networks, by policy."""
     cifar = {r: p for r, p in measured.items() if depth_of(r) not in IMAGENET_DEPTHS}
     if len(cifar) < 2:
@@ -155,7 +154,7 @@ def growth_lines(measured):
     return ["", *reports.table(header, lines)]
 
 
-def time_lines(rows, repetitions):
+def time_lines(rows: Iterable[Row], repetitions: int) -> list[str]:
     """Seconds per step of every policy in turns, scanned."""
     lines = []
     for row in rows:
@@ -169,17 +168,16 @@ def time_lines(rows, repetitions):
     return reports.table(header, lines)
 
 
-def main(arguments):
+def main(argv: Sequence[str] | None = None) -> None:
     """Compiles, times and writes the report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = reports.parser(__file__, __doc__)
     parser.add_argument("--memory", type=float, help="GiB of the device; default: what it says")
     parser.add_argument("--rows", nargs="*", default=ROWS, help="NETWORK:BATCH[:DTYPE], scanned")
     parser.add_argument("--unrolled", nargs="*", default=UNROLLED_ROWS, help="the same, unrolled")
     parser.add_argument("--timed", nargs="*", default=TIMED_ROWS, help="rows whose step is timed")
     parser.add_argument("--repetitions", type=int, default=5, help="timed turns of each policy")
-    parser.add_argument("--report", type=Path, default=Path(__file__).with_suffix(".md"))
-    options = parser.parse_args(arguments)
-    where = reports.environment(jax.devices()[0].device_kind)
+    options = parser.parse_args(argv)
+    where = reports.environment()
     limit = options.memory * GIB if options.memory else device_limit()
 
     measured = {}
@@ -216,8 +214,7 @@ def main(arguments):
         "",
         *time_lines(map(Row.parse, options.timed), options.repetitions),
     ]
-    command = " ".join(["python -m benchmarks.memory", *arguments])
-    reports.write(options.report, "Memory of a train step", command, lines)
+    reports.write(options.report, "Memory of a train step", options.command, lines)
 
 
 if __name__ == "__main__":

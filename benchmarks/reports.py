@@ -1,48 +1,54 @@
 """The reports `benchmarks/NAME.md`: a program writes the top, people write below `NOTES`."""
 
-import datetime
-import importlib.metadata
 import os
 import platform
-import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from run import allocator, command, files
+from run.provenance import provenance
 
 NOTES = "\n## What was tried"
 CPU_FACTS = Path("/proc/cpuinfo")
 
 
-def processor():
+def processor() -> str:
     """The processor's name and number of cores, e.g. '2 cores of Intel(R) Xeon(R) Processor'."""
     lines = CPU_FACTS.read_text().splitlines() if CPU_FACTS.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return f"{os.cpu_count()} cores of {names[0] if names else platform.machine()}"
 
 
-def environment(device="cpu", packages=("jax", "jaxlib", "flax")):
-    """One sentence: date, device, versions and the load of the machine at this moment.
+def parser(file: str, description: str) -> command.Parser:
+    """The arguments of `python -m benchmarks.<name>`, the module in `file`; so far only `--report`.
 
-    Args:
-      device: the accelerator's name; 'cpu' stands for the processor's.
-      packages: distributions whose versions are named besides Python's.
+    The report lies beside the module and has its name.
     """
-    where = processor() if device == "cpu" else f"{device}, host with {processor()}"
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    busy = os.getloadavg()[0]
-    return (
-        f"{datetime.date.today()}; {where}; load average {busy:.1f} at the start; "
-        f"Python {platform.python_version()}, {versions}."
-    )
+    path = Path(file)
+    p = command.Parser(f"python -m benchmarks.{path.stem}", description)
+    p.add_argument("--report", type=Path, default=path.with_suffix(".md"))
+    return p
 
 
-def table(header, rows):
+def environment() -> str:
+    """One sentence: date, device, versions and the load of the machine at this moment."""
+    busy, found = os.getloadavg()[0], provenance("")
+    on_cpu = jax.default_backend() == "cpu"
+    where = processor() if on_cpu else f"{found['device']}, host with {processor()}"
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return f"{found['date']}; {where}; load average {busy:.1f} at the start; {versions}."
+
+
+def table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> list[str]:
     """A Markdown table as lines; `header` and each row are sequences of cells."""
     head = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     return head + [f"| {' | '.join(map(str, row))} |" for row in rows]
 
 
-def write(path, title, command, lines):
+def write(path: Path, title: str, command: str, lines: Iterable[str]) -> None:
     """Writes a report and prints it; what stands below `NOTES` in the file stays.
 
     Args:
@@ -51,7 +57,6 @@ def write(path, title, command, lines):
       command: what was typed.
       lines: Markdown lines; the first says where and when (`environment`).
     """
-    path = Path(path)
     text = "\n".join([f"# {title}", "", f"    {command}", "", *lines]) + "\n"
     before = path.read_text() if path.exists() else ""
     _, heading, notes = before.partition(NOTES)
@@ -59,10 +64,10 @@ def write(path, title, command, lines):
     print(text)
 
 
-def run(main):
-    """Calls `main` with the command line's arguments; returns the exit status.
+def run(main: Callable[[Sequence[str] | None], None]) -> int:
+    """Ends a benchmark as `run.command.run` does; returns the exit status.
 
     As in `main.py`, a process that computes on the CPU keeps what it frees.
     """
     allocator.keep_freed_memory()
-    return command.run(main, sys.argv[1:])
+    return command.run(main)

@@ -13,13 +13,13 @@ The rates are those of `benchmarks/step_time.json`, or of the command line. The 
 `benchmarks/scaling.md`, says for each where it comes from.
 """
 
-import argparse
 import json
 import math
 import re
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -68,7 +68,7 @@ class Rate(NamedTuple):
     source: str
 
     @classmethod
-    def parse(cls, text, device):
+    def parse(cls, text: str, device: str) -> "Rate":
         """From NETWORK:BATCH:RATE; UserError for anything else."""
         match = re.fullmatch(r"(resnet\d+):(\d+):([\d.]+)", text)
         if not match or not int(match[2]) or not float(match[3]):
@@ -79,7 +79,7 @@ class Rate(NamedTuple):
         return cls(match[1], int(match[2]), float(match[3]), source)
 
 
-def measured_rates(records):
+def measured_rates(records: Iterable[Mapping[str, Any]]) -> list[Rate]:
     """The best rate of this repository for each of `NETWORKS` in the records of `step_time`."""
     rates = {}
     for r in records:
@@ -90,7 +90,7 @@ def measured_rates(records):
     return [rates[name] for name in NETWORKS if name in rates]
 
 
-def all_reduced_bytes(jaxpr):
+def all_reduced_bytes(jaxpr: Any) -> int:
     """Bytes that one step sums over the devices: the operands of every `psum` in its jaxpr."""
     total = 0
     for equation in jaxpr.eqns:
@@ -103,22 +103,22 @@ def all_reduced_bytes(jaxpr):
     return total
 
 
-def sent_bytes(reduced, devices):
+def sent_bytes(reduced: float, devices: int) -> float:
     """Bytes that each device sends in one all-reduce."""
     return 2 * (devices - 1) / devices * reduced
 
 
-def communication_s(reduced, devices, link):
+def communication_s(reduced: float, devices: int, link: Link) -> float | None:
     """Seconds of one all-reduce, or None where the link does not reach so many devices."""
     return None if devices > link.devices else sent_bytes(reduced, devices) / link.bytes_per_s
 
 
-def efficiency(compute_s, communication):
+def efficiency(compute_s: float, communication: float) -> float:
     """The share of a step that is computing."""
     return compute_s / (compute_s + communication)
 
 
-def decoded_per_core(report):
+def decoded_per_core(report: str) -> float | None:
     """Images/s and core of our decoder, from the text of input_throughput.md; None without it."""
     title = re.escape(input_throughput.TITLES["ours_rrc"])
     match = re.search(rf"\| {title} \| [\d.]+ \| ([\d,]+) \|", report)
@@ -129,7 +129,7 @@ def _shown(value, form):
     return "" if value is None else format(value, form)
 
 
-def growing_batch(rate, reduced, per_core):
+def growing_batch(rate: Rate, reduced: float, per_core: float | None) -> list[str]:
     """Table: every device keeps its batch, so that the global batch grows."""
     compute = rate.batch / rate.images_per_s
     header = ["devices", "global batch", "sent per device, MB", "compute, ms"]
@@ -153,7 +153,7 @@ def growing_batch(rate, reduced, per_core):
     return reports.table(header, rows)
 
 
-def fixed_batch(rate, reduced):
+def fixed_batch(rate: Rate, reduced: float) -> list[str]:
     """Table: the paper's global batch of 256, divided; a device's rate taken as constant."""
     header = ["devices", "batch per device", "compute, ms"]
     header += [f"{link.name}: efficiency" for link in LINKS]
@@ -168,13 +168,13 @@ def fixed_batch(rate, reduced):
     return reports.table(header, rows)
 
 
-def fastest_device(reduced, link, batch):
+def fastest_device(reduced: float, link: Link, batch: int) -> float:
     """Images/s above which a device computes for less than `EFFICIENT` of a step."""
     seconds = communication_s(reduced, link.devices, link)
     return batch * (1 / EFFICIENT - 1) / seconds
 
 
-def limits(reduced_by_network):
+def limits(reduced_by_network: Mapping[str, float]) -> list[str]:
     """Table: how fast a device may be before each link costs more than a tenth of the step."""
     header = ["network", "batch per device", *(f"{x.name}, {x.devices:,} devices" for x in LINKS)]
     rows = []
@@ -203,7 +203,9 @@ ADVICE = f"""\
 """
 
 
-def report(rates, reduced, per_core):
+def report(
+    rates: Sequence[Rate], reduced: Mapping[str, float], per_core: float | None
+) -> list[str]:
     """Markdown lines: the limits, and for every rate both tables."""
     lines = ["All-reduced per step, counted in the traced step:"]
     lines += [f"- {name}: {size / 1e6:.1f} MB" for name, size in reduced.items()]
@@ -244,16 +246,13 @@ def report(rates, reduced, per_core):
     return [*lines, "", *ADVICE.splitlines()]
 
 
-def main(arguments):
+def main(argv: Sequence[str] | None = None) -> None:
     """Counts, computes and writes the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = reports.parser(__file__, __doc__)
     parser.add_argument("--device", default="a device", help="what --images_per_s was measured on")
     parser.add_argument("--images_per_s", nargs="+", metavar="NETWORK:BATCH:RATE")
     parser.add_argument("--step_time", type=Path, default=step_time.RESULTS, help="its records")
-    parser.add_argument("--report", type=Path, default=Path(__file__).with_suffix(".md"))
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     if options.images_per_s:
         rates = [Rate.parse(text, options.device) for text in options.images_per_s]
     else:
@@ -265,10 +264,9 @@ def main(arguments):
     }
     decoding = input_throughput.REPORT
     per_core = decoded_per_core(decoding.read_text()) if decoding.exists() else None
-    where = "Computed " + reports.environment(jax.devices()[0].device_kind)
-    command = " ".join(["python -m benchmarks.scaling", *arguments])
+    where = "Computed " + reports.environment()
     lines = [where, "", *report(rates, reduced, per_core)]
-    reports.write(options.report, "Data-parallel training on paper", command, lines)
+    reports.write(options.report, "Data-parallel training on paper", options.command, lines)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ with `--config.log_every=1` the loop prints the loss of every step: step 1 is th
 `benchmarks/startup.md`.
 """
 
-import argparse
 import os
 import re
 import statistics
@@ -18,9 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-
-import jax
 
 from benchmarks import reports
 from configs import digits
@@ -41,7 +39,7 @@ BEGIN, LOSS = list(MOMENTS)[1], list(MOMENTS)[-1]
 BEGIN_GOAL_S, WARM_GOAL = 4, 0.5
 
 
-def moments(lines):
+def moments(lines: Iterable[tuple[float, str]]) -> dict[str, float]:
     """The first arrival of each of `MOMENTS` in `(seconds, line)`; stops after the last."""
     found = {}
     for seconds, line in lines:
@@ -53,7 +51,7 @@ def moments(lines):
     return found
 
 
-def start(cache, workdir, *flags):
+def start(cache: str, workdir: str) -> dict[str, float]:
     """Starts `python main.py`, stops it after the first loss; returns its `moments`.
 
     Raises:
@@ -62,7 +60,7 @@ def start(cache, workdir, *flags):
     command = [sys.executable, "main.py", f"--config={RECIPE}", "--config.log_every=1"]
     started = time.perf_counter()
     process = subprocess.Popen(
-        [*command, f"--workdir={workdir}", *flags],
+        [*command, f"--workdir={workdir}"],
         cwd=ROOT,
         env=os.environ | {"JAX_LOG_COMPILES": "1", "JAX_COMPILATION_CACHE_DIR": str(cache)},
         stdout=subprocess.DEVNULL,
@@ -84,7 +82,7 @@ def start(cache, workdir, *flags):
     return found
 
 
-def report(cold, warm):
+def report(cold: Sequence[Mapping[str, float]], warm: Sequence[Mapping[str, float]]) -> list[str]:
     """Markdown lines for the turns' moments."""
     rows, middle = [], {}
     for name in MOMENTS:
@@ -105,13 +103,12 @@ def report(cold, warm):
     ]
 
 
-def main(arguments):
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the turns and writes the report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = reports.parser(__file__, __doc__)
     parser.add_argument("--repetitions", type=int, default=3, help="turns of a cold and a warm run")
-    parser.add_argument("--report", type=Path, default=Path(__file__).with_suffix(".md"))
-    options = parser.parse_args(arguments)
-    where = reports.environment(jax.devices()[0].device_kind)
+    options = parser.parse_args(argv)
+    where = reports.environment()
     config = digits.get_config("")
     for split in (config.data.train_split, config.data.test_split):
         small_sets.load(config.dataset, split)
@@ -121,9 +118,10 @@ def main(arguments):
             for name, runs in (("cold", cold), ("warm", warm)):
                 runs.append(start(f"{folder}/xla{turn}", f"{folder}/{name}{turn}"))
                 print(name, runs[-1], file=sys.stderr, flush=True)
-    command = " ".join(["python -m benchmarks.startup", *arguments])
     note = f"`python main.py --config={RECIPE}`, medians of {options.repetitions} turns."
-    reports.write(options.report, "Start-up", command, [f"{where} {note}", "", *report(cold, warm)])
+    reports.write(
+        options.report, "Start-up", options.command, [f"{where} {note}", "", *report(cold, warm)]
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ a GPU's data sheet's, or on a CPU measured in the same run: a 2048³ product and
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +34,6 @@ from benchmarks.peers import PeerResNet
 from benchmarks.whole_step import Row, WholeStep, take_turns, timed
 from errors import UserError
 from models.block import BottleneckBlock
-from models.ops.conv import Conv
 from models.resnet import architecture
 from run import command, files
 
@@ -61,13 +61,12 @@ def layer_costs(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, int
 
     def note(call, args, kwargs, context):
         y = call(*args, **kwargs)
-        if isinstance(context.module, (Conv, nn.Dense)) and context.method_name == "__call__":
-            channels, x = args[0].shape[-1], args[0]
-            taps = getattr(context.module, "kernel_size", 1) ** 2
-            if y.ndim == 4 and isinstance(context.module, nn.Dense):
-                return y  # the map of logits, which training leaves out
-            weights = taps * channels * y.shape[-1]
-            costs.append((2 * y.size * taps * channels, x.size + y.size + weights))
+        kernel = context.module.variables.get("params", {}).get("kernel")
+        if kernel is None or context.method_name != "__call__":
+            return y
+        if y.ndim == kernel.ndim:  # else the map of logits, which training leaves out
+            operations = 2 * y.size * math.prod(kernel.shape[:-1])
+            costs.append((operations, args[0].size + y.size + kernel.size))
         return y
 
     with nn.intercept_methods(note):
@@ -214,9 +213,10 @@ def updated(records: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[di
 
 def report(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """The table over all records, where and when each row was measured, what was not run."""
-    header = ("network", "contender", "images/s", "step, ms", "processor, ms")
-    header += ("operations/s", "roofline", "× Flax")
-    rows, origins = [], {}
+    header = ["network", "contender", "images/s", "step, ms", "processor, ms"]
+    header += ["operations/s", "roofline", "× Flax"]
+    rows: list[Sequence[str]] = []
+    origins = {}
     for r in records:
         label = f"{r['network']}, {r['batch']} × {r['size']}², {r['dtype']}"
         origins[label] = f"- {label}: {r['turns']}; limits {r['limits']}; {r['measured']}"

@@ -9,13 +9,15 @@ each line on standard input, a number of steps, with "wall-seconds processor-sec
 import json
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 
-def conv_bn(channels, features, kernel_size, stride=1):
+def conv_bn(channels: int, features: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
     """Convolution without bias and its batch normalisation."""
     conv = nn.Conv2d(channels, features, kernel_size, stride, kernel_size // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(features))
@@ -24,7 +26,7 @@ def conv_bn(channels, features, kernel_size, stride=1):
 class Block(nn.Module):
     """Basic or bottleneck block; shortcut 'A' zero-pads, 'B' projects."""
 
-    def __init__(self, channels, width, stride, bottleneck, shortcut):
+    def __init__(self, channels: int, width: int, stride: int, bottleneck: bool, shortcut: str):
         super().__init__()
         self.stride, features = stride, 4 * width if bottleneck else width
         self.extra = features - channels
@@ -37,7 +39,8 @@ class Block(nn.Module):
         project = changes and shortcut == "B"
         self.projection = conv_bn(channels, features, 1, stride) if project else None
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[batch, channels, height, width]` in and out."""
         y = x
         for layer in self.layers[:-1]:
             y = F.relu(layer(y), inplace=True)
@@ -49,7 +52,9 @@ class Block(nn.Module):
         return F.relu(x + y, inplace=True)
 
 
-def network(stage_sizes, bottleneck, stem, shortcut, width, classes):
+def network(
+    stage_sizes: Sequence[int], bottleneck: bool, stem: str, shortcut: str, width: int, classes: int
+) -> nn.Sequential:
     """Stem, stages, mean and head."""
     imagenet = stem == "imagenet"
     layers = [conv_bn(3, width, *((7, 2) if imagenet else (3, 1))), nn.ReLU(inplace=True)]
@@ -64,7 +69,7 @@ def network(stage_sizes, bottleneck, stem, shortcut, width, classes):
     return nn.Sequential(*layers)
 
 
-def main(options):
+def main(options: dict[str, Any]) -> None:
     """Serves steps of SGD with momentum on one random batch."""
     torch.manual_seed(0)
     device, half = options["device"], options["dtype"] == "bfloat16"

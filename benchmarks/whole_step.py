@@ -6,13 +6,16 @@ update, on one device.
 
 import statistics
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 import models
 from configs import recipes
@@ -20,6 +23,8 @@ from data.normalization import Normalization
 from errors import UserError
 from run.mesh import DATA_AXIS, make_mesh, replicate
 from training import step as train_step
+
+Times = tuple[float, ...]  # (wall, processor) seconds
 
 IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
 
@@ -32,14 +37,14 @@ class Row(NamedTuple):
     dtype: str = "float32"
 
     @classmethod
-    def parse(cls, text):
+    def parse(cls, text: str) -> "Row":
         """From NETWORK:BATCH[:DTYPE]; UserError for anything else."""
         network, *rest = text.split(":")
         if not rest or len(rest) > 2 or not rest[0].isdigit():
             raise UserError(f"--rows={text!r}: expected NETWORK:BATCH or NETWORK:BATCH:DTYPE.")
         return cls(network, int(rest[0]), *rest[1:])
 
-    def recipe(self, size=0, **fields):
+    def recipe(self, size: int = 0, **fields: Any) -> tuple[ConfigDict, int, int]:
         """The paper's recipe of the network: `(config, image size, classes)`.
 
         Args:
@@ -65,7 +70,7 @@ class WholeStep:
       state: shapes of the train state; batch: shapes of the images, labels and their validity.
     """
 
-    def __init__(self, config, model, size):
+    def __init__(self, config: ConfigDict, model: nn.Module, size: int):
         self._config, self._model, self._image = config, model, (size, size, 3)
         self._mesh = make_mesh(jax.devices()[:1])
         self.state = train_step.abstract_state(config, model, self._image)
@@ -77,12 +82,12 @@ class WholeStep:
         }
 
     @classmethod
-    def of(cls, row, size=0, **fields):
+    def of(cls, row: Row, size: int = 0, **fields: Any) -> "WholeStep":
         """The step of our own network, `models.create`'s."""
         config, size, classes = row.recipe(size, **fields)
         return cls(config, models.create(config.model, classes), size)
 
-    def trace(self):
+    def trace(self) -> Any:
         """The step with its state donated: `jax.stages.Traced`."""
         normalization = Normalization(np.full(3, 127.5, np.float32), np.full(3, 64, np.float32))
         step = jax.shard_map(
@@ -94,11 +99,11 @@ class WholeStep:
         )
         return jax.jit(step, donate_argnums=0).trace(self.state, self.batch)
 
-    def lower(self):
+    def lower(self) -> Any:
         """The traced program for this device's compiler: `jax.stages.Lowered`."""
         return self.trace().lower()
 
-    def runner(self):
+    def runner(self) -> Callable[[int], Times]:
         """Compiles, runs two steps; a function that runs n more and returns `timed`'s seconds."""
         compiled = self.lower().compile()
         state = train_step.create_state(self._config, self._model, self._image)
@@ -126,14 +131,16 @@ class WholeStep:
         return run
 
 
-def timed(work):
+def timed(work: Callable[[], Any]) -> Times:
     """(wall, processor) seconds of a call; the processor's of all threads of this process."""
     started, used = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - started, time.process_time() - used
 
 
-def take_turns(runs, repetitions, steps=1):
+def take_turns(
+    runs: Mapping[str, Callable[[int], Times]], repetitions: int, steps: int = 1
+) -> dict[str, Times]:
     """Median (wall, processor) seconds per step of contenders that take turns.
 
     Args:

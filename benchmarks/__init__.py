@@ -1,0 +1,1 @@
+"""Programs that measure, with their reports: `python -m benchmarks.step_time --help`."""

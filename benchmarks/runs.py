@@ -1,0 +1,123 @@
+"""Training runs as processes of their own, and whether two have left the same."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from errors import UserError
+from run import logs
+from run.checkpoint import Checkpoints
+from run.workdir import Workdir
+
+Folder = str | Path
+Options = Mapping[str, Any]
+
+ROOT = Path(__file__).resolve().parent.parent
+POLL_S = 0.002
+
+
+class Run:
+    """One training process of `main.py` on CPU; its messages go to `<workdir>.log`."""
+
+    def __init__(
+        self,
+        workdir: Folder,
+        options: Options,
+        *flags: str,
+        devices: int = 1,
+        env: Mapping[str, str] = MappingProxyType({}),
+    ):
+        self.workdir = Path(workdir)
+        self.started = time.monotonic()
+        self.log = Path(f"{workdir}.log")
+        self.offset = self.log.stat().st_size if self.log.exists() else 0
+        words = [sys.executable, "main.py", "--config=configs/digits.py:resnet8,paper"]
+        words += [f"--config.{name}={value}" for name, value in options.items()]
+        words += [f"--workdir={workdir}", *flags]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", **env}
+        # The caller's other flags stay, so that the compiler rounds alike; of two, the last counts.
+        count = f"--xla_force_host_platform_device_count={devices}"
+        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
+        with open(self.log, "ab") as output:
+            self.process = subprocess.Popen(
+                words, cwd=ROOT, env=environment, stdout=output, stderr=output
+            )
+
+    def said(self) -> str:
+        """What this process has printed."""
+        return self.log.read_bytes()[self.offset :].decode(errors="replace")
+
+    def wait(self, timeout: float = 3600) -> int:
+        """Waits for the end; returns the exit status."""
+        return self.process.wait(timeout)
+
+    def finish(self) -> None:
+        """Waits for the end.
+
+        Raises:
+          UserError: the status is not 0.
+        """
+        if status := self.wait():
+            raise UserError(f"{self.workdir}: status {status}\n{self.said()}")
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        """Sends a signal."""
+        self.process.send_signal(signum)
+
+    def wait_until(self, condition: Callable[[], Any], timeout: float = 3600) -> bool:
+        """Polls until `condition()`; False when the process ended (or time ran out) before."""
+        deadline = time.monotonic() + timeout
+        while self.process.poll() is None and time.monotonic() < deadline:
+            if condition():
+                return True
+            time.sleep(POLL_S)
+        return False
+
+    def lives(self, seconds: float) -> bool:
+        """Waits so long; whether the process has not ended until then."""
+        self.wait_until(lambda: False, seconds)
+        return self.process.poll() is None
+
+
+def pair(workdir: Folder, options: Options, **kwargs: Any) -> list[Run]:
+    """Two processes of one device each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = (f"--coordinator_address=localhost:{port}", "--num_processes=2")
+    return [Run(workdir, options, *flags, f"--process_id={i}", **kwargs) for i in range(2)]
+
+
+def last_step(workdir: Folder) -> int:
+    """The last step in metrics.jsonl, or 0."""
+    lines = logs.read_lines(Workdir(workdir).metrics)
+    return lines[-1]["step"] if lines else 0
+
+
+def last_state(workdir: Folder) -> tuple[int, dict[str, np.ndarray]]:
+    """`(step, arrays by name)` of the newest checkpoint: parameters, BN, optimiser, EMA."""
+    arrays, (step, _) = Checkpoints(workdir, read_only=True).read()
+    return step, arrays
+
+
+def differences(workdir: Folder, reference: Folder) -> list[str]:
+    """What differs between two finished runs, as a list of names; empty when all bits are equal."""
+    ours, theirs = (Workdir(folder).metrics for folder in (workdir, reference))
+    found = [] if ours.read_bytes() == theirs.read_bytes() else [ours.name]
+    (step_a, a), (step_b, b) = last_state(workdir), last_state(reference)
+    if step_a != step_b or set(a) != set(b):
+        return [*found, f"step {step_a} against {step_b}"]
+    return found + [name for name in a if not _equal_bits(a[name], b[name])]
+
+
+def _equal_bits(a, b):
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
