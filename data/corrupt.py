@@ -8,11 +8,13 @@ is said of them in a line of metrics.jsonl is decided here.
 import itertools
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from data.stream import HostBatch
 from errors import UserError
 from run.processes import gathered
+
+if TYPE_CHECKING:
+    from data.stream import HostBatch  # which imports grain, for a second or more
 
 LOG = logging.getLogger("residual")
 SHOWN = 20  # names in one message; the files list all
@@ -32,7 +34,7 @@ class CorruptRecords:
         self._by_step: dict[int, Collection[str]] = {}  # training step → names, on this process
         self._in_log: dict[str, set[str]] = {}  # split → names, on any process, since the start
 
-    def watch(self, split: str, batches: Iterable[HostBatch]) -> Iterator[dict]:
+    def watch(self, split: str, batches: Iterable["HostBatch"]) -> Iterator[dict]:
         """Yields the batches' arrays; remembers and logs what is corrupt in them.
 
         Raises:
@@ -53,7 +55,7 @@ class CorruptRecords:
         names = line.get("masked_records", ())
         self._in_log.setdefault(line.get("split"), set()).update(names)
 
-    def of_steps(self, first: int, last: int, missed: Iterable[HostBatch]) -> list[str]:
+    def of_steps(self, first: int, last: int, missed: Iterable["HostBatch"]) -> list[str]:
         """Names in the training batches `first` … `last` − 1, on any process.
 
         Every process makes the same calls, with increasing steps.
