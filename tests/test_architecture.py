@@ -244,14 +244,15 @@ def test_a_spelled_file_name_is_found():
 def renames(tree):
     """Lines that put one file in the place of another.
 
-    A path's `replace` takes one argument, a string's two.
+    A path's `replace` takes one argument, a string's two, and those of records names.
     """
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             of_os = isinstance(node.func.value, ast.Name) and node.func.value.id in ("os", "shutil")
             if node.func.attr in ("rename", "renames", "move") or (
-                node.func.attr == "replace" and (of_os or len(node.args) == 1)
+                node.func.attr == "replace"
+                and (of_os or (len(node.args) == 1 and not node.keywords))
             ):
                 found.append(ast.unparse(node))
         elif isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil"):
@@ -269,7 +270,8 @@ def test_files_are_written_whole_in_one_way(path):
 def test_a_rename_is_found():
     text = "os.replace(a, b)\np.rename(q)\ntemporary.replace(path)\nshutil.move(a, b)\n"
     assert len(renames(ast.parse(text + "from os import replace"))) == 5
-    assert not renames(ast.parse('"a".replace("b", "c")\none._replace(x=1)\nd.replace(year=1)'))
+    others = '"a".replace("b", "c")\none._replace(x=1)\nd.replace(year=1)\nreplace(spec, a=1)'
+    assert not renames(ast.parse(f"{others}\ndataclasses.replace(spec, stride=1)"))
 
 
 @every_file

@@ -1,0 +1,98 @@
+"""What the tables say of given runs: nothing is trained here."""
+
+import pytest
+
+import models
+from configs import recipes
+from paper import degradation, experiment, identity_mappings, numbers, table1, table3, table6
+from tests.support.published import published
+
+
+def run_of(name, error, seed=0, train_error=1.0):
+    final = {"loss": 1.0, "top1_error": error / 100, "top5_error": error / 200, "images": 100}
+    curves = {"train": [[1, 50.0], [2, train_error]], "validation": [[2, error]]}
+    return {"name": name, "seed": seed, "workdir": "x", "final": final, "curves": curves}
+
+
+def test_what_depth_adds():
+    runs = [run_of("plain20", 9, train_error=3), run_of("plain56", 13, train_error=8)]
+    runs += [run_of("resnet20", 8, train_error=2), run_of("resnet56", 7, train_error=1)]
+    found = degradation.degradation(experiment.summarise(runs), [20, 56])
+    assert found["plain"]["test"] == pytest.approx(4)
+    assert found["plain"]["train"] == pytest.approx(5)
+    assert found["resnet"]["test"] == pytest.approx(-1)
+    rows = degradation.tables([r["name"] for r in runs], experiment.summarise(runs), [20, 56])
+    assert rows[0]["rows"][2][-1] == "-0.75"  # resnet20: 8 − 8.75
+    assert rows[1]["rows"][0] == ["plain", "20 → 56", "+5.00", "+4.00"]
+
+
+def test_failure_is_reported_as_the_paper_does(monkeypatch, tmp_path):
+    errors = {
+        "original": (6, 7, 8),
+        "1x1 conv shortcut": (12, 90, 90),
+        "dropout shortcut": (25, 30, 12),
+    }
+
+    def trained(args, entries):
+        runs = [
+            run_of(f"resnet110 {name}", error, seed)
+            for name, of_seeds in errors.items()
+            for seed, error in enumerate(of_seeds)
+        ]
+        return runs, []
+
+    monkeypatch.setattr(experiment, "train_grid", trained)
+    content = published(identity_mappings, [f"--out={tmp_path}", "--seeds", "0", "1", "2"])
+    rows = {row[0]: row[1:] for row in content["tables"][0]["rows"]}
+    assert rows["original"] == ["7.00", "0 of 3", 6.61, "+0.39"]
+    assert rows["1x1 conv shortcut"] == ["fail", "2 of 3", 12.22, None]
+    assert rows["dropout shortcut"] == ["fail", "2 of 3", "fail", None]
+    assert rows["exclusive gating, b = 0"] == ["not run", None, "fail", None]
+    assert "median of 3 instead of five runs" in content["header"]["scaled"]
+
+
+def test_every_rejected_design_is_a_network():
+    names = {1: numbers.IDENTITY_MAPPINGS_TABLE1, 2: numbers.IDENTITY_MAPPINGS_TABLE2}
+    for number, rows in identity_mappings.ROWS.items():
+        assert list(rows) == list(names[number])
+    entries = identity_mappings.entries(20, (1, 2))
+    assert len({e.name for e in entries}) == len(entries) == 15
+    built = set()
+    for entry in entries:
+        config = recipes.cifar(entry.network)
+        config.model.update(entry.model)
+        built.add(models.create(config.model, 10))
+    assert len(built) == 15
+
+
+def test_table3_trains_every_option(monkeypatch, tmp_path):
+    seen = []
+
+    def trained(args, entries):
+        seen.extend(entries)
+        return [run_of(entry.name, 10) for entry in entries], []
+
+    monkeypatch.setattr(experiment, "train_grid", trained)
+    content = published(table3, ["--dataset=digits", "--depths", "20", f"--out={tmp_path}"])
+    assert [(e.name, e.model.get("shortcut")) for e in seen] == [
+        ("plain20", None),
+        ("resnet20A", "A"),
+        ("resnet20B", "B"),
+        ("resnet20C", "C"),
+    ]
+    rows = {row[0]: row for row in content["tables"][0]["rows"]}
+    assert rows["resnet20B"][1:3] == ["10.00", "5.00"]
+    assert rows["resnet34B"][1:5] == ["not run", "not run", 24.52, 7.46]
+    assert [e.name for e in table3.entries([34, 50, 101])][-2:] == ["resnet50", "resnet101"]
+
+
+def test_counts_are_the_published_ones():
+    found = table1.count(18)
+    assert found["parameters"] == 11_689_512
+    assert found["multiply_adds"] == pytest.approx(1.814e9, rel=1e-3)
+    assert found["stages"]["stage4"]["output"] == [7, 7, 512]
+    plain = table1.count(18, residual=False)
+    assert plain["parameters"] == 11_515_688
+    rows = table1.tables({"resnet18": found})[0]["rows"]
+    assert rows[0][-2:] == ["1.8", "+0.8 %"]
+    assert table6.parameters("resnet20") == "269,722"
