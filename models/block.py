@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from models.block_spec import BlockSpec
-from models.ops.conv import Conv
-from models.ops.norm import batch_norm, relu
+from models.ops.conv import conv
+from models.ops.norm import batch_norm
+from models.ops.relu import relu
 
 
 class ResidualBlock(nn.Module):
@@ -53,8 +54,9 @@ class ResidualBlock(nn.Module):
         y = self.norm(f"bn{i}", train, last)(self.conv(f"conv{i}", *conv)(x))
         return y if last else relu(y)
 
-    def conv(self, name: str, *conv: int, **options: Any) -> nn.Module:
-        return Conv(*conv, dtype=self.spec.dtype, name=name, **options)
+    def conv(self, name: str, *shape: int, **options: Any) -> nn.Module:
+        s = self.spec
+        return conv(*shape, dtype=s.dtype, in_loop=s.in_loop, name=name, **options)
 
     def norm(self, name: str, train: bool, last: bool = False) -> nn.Module:
         return batch_norm(train, name=name, **self.spec.bn(last))

@@ -11,7 +11,7 @@ import flax.linen as nn
 from jax import Array
 
 from models.block import ResidualBlock
-from models.ops.norm import relu
+from models.ops.relu import relu
 
 SHORTCUT_DROPOUT = 0.5  # table 1, last row
 

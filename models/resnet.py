@@ -17,9 +17,10 @@ from errors import UserError
 from models.block import BasicBlock, BottleneckBlock, ResidualBlock
 from models.block_spec import BlockSpec
 from models.identity_mappings import block_class
-from models.ops.conv import Conv
-from models.ops.norm import batch_norm, relu
+from models.ops.conv import conv
+from models.ops.norm import batch_norm
 from models.ops.pool import max_pool_3x3
+from models.ops.relu import relu
 from models.scanned import Stage
 
 
@@ -151,7 +152,7 @@ class ResNet(nn.Module):
     def _stem(self, images, train):
         """The first convolution; BN and ReLU of a pre-activated network wait in its first block."""
         kernel_size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = Conv(
+        x = conv(
             self.width,
             kernel_size,
             strides,

@@ -13,9 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.ops.conv import Conv
-
-COUNTED = (Conv, nn.Dense, nn.BatchNorm)
+COUNTED = (nn.Conv, nn.Dense, nn.BatchNorm)
 
 
 class Row(NamedTuple):

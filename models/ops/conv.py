@@ -1,30 +1,23 @@
-"""The convolution of every network here, and how its gradients are written per platform.
+"""The convolution of every network here: Flax's, with padding that keeps it centred.
 
-GPU and TPU compilers choose well among the forms of a convolution, and get XLA's own operator and
-its transposes. XLA:CPU does not: its weight gradient runs at a twentieth of the machine's speed
-where channels are few, and inside a loop (`lax.scan`) it does not even bring the gradients into the
-form that its fast kernels take. There the weight gradient is written as a matrix product over
-shifted copies and the input's gradient as an ordinary convolution (`benchmarks/step_time.md` has
-the figures); the numbers agree to rounding.
+Outside of loops it and its gradients are XLA's own. Inside a loop (`lax.scan`) XLA:CPU does not
+bring gradients into the form that its fast kernels take; there `in_loop=True` replaces convolution,
+input gradient and kernel gradient by three operations that other platforms lower to XLA's own.
+Each is linear in both arguments, and their derivatives are one another, to any order.
 """
 
-import operator
-from functools import partial, reduce
-from typing import Any
+from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from errors import UserError
-from models.ops.varying import vary_alike
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
-
-# Up to here a product with the identity costs less than it saves in a loop, where `x` is a slice of
-# what the blocks kept: XLA:CPU would cut it out again, entry by entry, in every shifted copy.
-FEW_CHANNELS = 64
 
 # He normal over the fan-out, k·k·features, not truncated: the rule of the authors' released code
 # and of Torch's MSRinit for ResNets. It keeps the variance of the gradient; over the fan-in the
@@ -32,66 +25,58 @@ FEW_CHANNELS = 64
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-class Conv(nn.Module):
-    """A square convolution with explicit padding; parameters 'kernel' and, if asked, 'bias'.
+def conv(
+    features,
+    kernel_size,
+    strides=1,
+    dilation=1,
+    *,
+    use_bias=False,
+    dtype=None,
+    name=None,
+    kernel_init=he_normal_fan_out,
+    in_loop=False,
+    space_to_depth=False,
+):
+    """A square `nn.Conv`.
 
-    Attributes:
-      features: output channels.
-      kernel_size: an odd number.
-      strides, dilation: the same in both directions.
-      space_to_depth: computes by `conv_7x7_of_blocks`: same parameters, same numbers to rounding.
-      use_bias: adds one number per output channel; none under a batch normalisation.
-      dtype: of the computation; None takes that of input and parameters. Parameters are float32.
-      kernel_init: initialiser of the kernel `[kernel_size, kernel_size, in, features]`.
-    """
-
-    features: int
-    kernel_size: int
-    strides: int = 1
-    dilation: int = 1
-    space_to_depth: bool = False
-    use_bias: bool = False
-    dtype: Any = None
-    kernel_init: nn.initializers.Initializer = he_normal_fan_out
-
-    @nn.compact
-    def __call__(self, x):
-        """Maps `[batch, height, width, in]` to `[batch, ⌈height/s⌉, ⌈width/s⌉, features]`."""
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        if self.space_to_depth:
-            y = conv_7x7_of_blocks(x, kernel)
-        else:
-            y = conv(x, kernel, strides=self.strides, dilation=self.dilation)
-        return y if bias is None else y + bias.reshape((1, 1, 1, -1))
-
-
-def conv(x, kernel, *, strides=1, dilation=1):
-    """Convolves x `[batch, height, width, in]` with a kernel `[k, k, in, out]`, k odd.
+    Maps `[batch, height, width, in]` to `[batch, ⌈height/s⌉, ⌈width/s⌉, features]`.
 
     All sides are padded by dilation · (k // 2) zeros, as in Torch, so that weights move between
-    frameworks. Returns `[batch, ⌈height/strides⌉, ⌈width/strides⌉, out]`.
+    frameworks. Parameters, float32: 'kernel' `[k, k, in, features]` and, if asked, 'bias'.
 
-    Reverse-mode gradients only, because they are written out: `jax.jvp`, `jax.linearize` and what
-    builds on them (`jax.hessian`) raise a TypeError.
+    Args:
+      kernel_size: an odd number; strides, dilation: the same in both directions.
+      dtype: of the computation; None takes that of input and parameters.
+      in_loop: for the body of `lax.scan`: same numbers to rounding, fast there on a CPU too.
+      space_to_depth: for 7×7 of stride 2: computes it over blocks of 2×2 pixels.
 
     Raises:
-      UserError: for a kernel that is not square or of even size.
+      UserError: for an even kernel size.
     """
-    if kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0:
+    if kernel_size % 2 == 0:
         raise UserError(
-            f"kernel of {kernel.shape[0]}×{kernel.shape[1]}: expected a square one of odd size, "
-            "which padding by half of it keeps centred; set kernel_size to 1, 3, 5, 7, …"
+            f"kernel of {kernel_size}×{kernel_size}: expected an odd size, which padding by half "
+            "of it keeps centred; set kernel_size to 1, 3, 5, 7, …"
         )
-    return _conv(*vary_alike(x, kernel), strides, dilation)
+    padding = dilation * (kernel_size // 2)
+    operation = conv_7x7_of_blocks if space_to_depth else conv_in_loop if in_loop else None
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        (strides, strides),
+        ((padding, padding), (padding, padding)),
+        kernel_dilation=(dilation, dilation),
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        conv_general_dilated=operation,
+        name=name,
+    )
 
 
-def conv_7x7_of_blocks(x, kernel):
-    """`conv(x, kernel, strides=2)` as a 4×4 convolution of stride 1 over blocks of 2×2 pixels.
+def conv_7x7_of_blocks(x, kernel, *_, **__):
+    """A 7×7 convolution of stride 2, as a 4×4 one of stride 1 over blocks of 2×2 pixels.
 
     The kernel gets a row and a column of zeros in front, which makes it 8×8 = 4×4 blocks; with
     x `[batch, height, width, in]` split alike, 4·in channels take part where an accelerator's
@@ -99,7 +84,7 @@ def conv_7x7_of_blocks(x, kernel):
     padding has them.
 
     Args:
-      kernel: `[7, 7, in, out]`.
+      kernel: `[7, 7, in, out]`; what follows in Flax's call is given by the name.
 
     Returns:
       `[batch, ⌈height/2⌉, ⌈width/2⌉, out]`.
@@ -116,190 +101,139 @@ def conv_7x7_of_blocks(x, kernel):
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x, kernel, strides, dilation):
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=partial(_forward_cpu, strides=strides, dilation=dilation),
-        default=partial(_xla_conv, strides=strides, dilation=dilation),
+def conv_in_loop(x, kernel, window_strides, padding, *, rhs_dilation, **_):
+    """`lax.conv_general_dilated` as `nn.Conv` calls it for `conv`, for the body of a loop."""
+    del padding  # follows from kernel and dilation
+    return _conv_p.bind(
+        *_vary_alike(x, kernel),
+        image=x.shape[1:3],
+        size=kernel.shape[0],
+        strides=window_strides[0],
+        dilation=rhs_dilation[0],
     )
 
 
-def _conv_forward(x, kernel, strides, dilation):
-    return _conv(x, kernel, strides, dilation), (x, kernel)
+# The three operations, for every platform: XLA's own, as JAX differentiates it.
+# Parameters: image (height, width) and size of the kernel, strides, dilation.
 
 
-def _conv_backward(strides, dilation, residuals, dy):
-    return lax.platform_dependent(
-        *residuals,
-        dy,
-        cpu=partial(_backward_cpu, strides=strides, dilation=dilation),
-        default=partial(_xla_backward, strides=strides, dilation=dilation),
-    )
-
-
-_conv.defvjp(_conv_forward, _conv_backward)
-
-
-def _xla_conv(x, kernel, strides, dilation, rows_below=0):
-    padding = dilation * (kernel.shape[0] // 2)
+def _conv(x, kernel, *, image, size, strides, dilation):
+    del image
+    padding = dilation * (size // 2)
     return lax.conv_general_dilated(
         x,
         kernel,
         (strides, strides),
-        [(padding, padding + rows_below), (padding, padding)],
+        [(padding, padding)] * 2,
         rhs_dilation=(dilation, dilation),
         dimension_numbers=DIMENSION_NUMBERS,
     )
 
 
-def _xla_backward(x, kernel, dy, strides, dilation):
-    return jax.vjp(partial(_xla_conv, strides=strides, dilation=dilation), x, kernel)[1](dy)
+def _input_gradient(dy, kernel, **geometry):
+    x = jax.ShapeDtypeStruct((dy.shape[0], *geometry["image"], kernel.shape[2]), dy.dtype)
+    return jax.linear_transpose(lambda x: _conv(x, kernel, **geometry), x)(dy)[0]
 
 
-def _forward_cpu(x, kernel, strides, dilation):
-    if kernel.shape[0] == 1:
-        return _product(x[:, ::strides, ::strides], kernel[0, 0])
-    if strides == 1:
-        return _conv_on_all_cores(x, kernel, dilation)
-    return _xla_conv(x, kernel, strides, dilation)
+def _kernel_gradient(x, dy, **geometry):
+    size = geometry["size"]
+    kernel = jax.ShapeDtypeStruct((size, size, x.shape[3], dy.shape[3]), x.dtype)
+    return jax.linear_transpose(lambda kernel: _conv(x, kernel, **geometry), kernel)(dy)[0]
 
 
-def _conv_on_all_cores(x, kernel, dilation):
-    """`_xla_conv` of stride 1, with one row too many, which is cut off again.
-
-    XLA:CPU has two libraries of convolutions. The one that it prefers, YNNPACK, runs on one core
-    where layers are small; it refuses an output that is higher than its input, and the other one,
-    Eigen, uses every core.
-    """
-    if max(kernel.shape[2:]) <= 16:  # YNNPACK refuses these, too
-        return _xla_conv(x, kernel, 1, dilation)
-    y = _xla_conv(x, kernel, 1, dilation, rows_below=1)
-    # Else XLA moves the cut into what follows, and some of that is then not vectorised.
-    return lax.optimization_barrier(y[:, :-1])
+# For a CPU: both gradients as ordinary convolutions of NHWC by HWIO. The barriers keep XLA from
+# folding transposes and reversal into the convolution, a form for which it has no fast kernel.
 
 
-def _backward_cpu(x, kernel, dy, strides, dilation):
-    k, _, channels, features = kernel.shape
-    if k == 1:
-        subsampled = x[:, ::strides, ::strides]
-        dx = _dilate(_product(dy, kernel[0, 0].T), strides, x.shape)
-        return dx, _weight_product(subsampled, dy).reshape(kernel.shape).astype(kernel.dtype)
-
-    # The barrier keeps XLA from folding reversal and transpose back into a convolution's window,
-    # a form for which it has no fast kernel.
+def _input_gradient_cpu(dy, kernel, *, image, size, strides, dilation):
     turned = lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
-    dx = _input_gradient(turned, dy, strides, dilation, x.shape)
-    if strides == 1 and features <= k * channels:
-        if channels <= FEW_CHANNELS:
-            x = _product(x, jnp.eye(channels, dtype=x.dtype))
-        products = _weight_product(_rows(x, k, dilation), _columns(dy, k, dilation))
-        products = products.reshape(k, channels, k, features)
-        dkernel = products.transpose(0, 2, 1, 3)[:, ::-1]
-    else:
-        patches = _patches(x, k, strides, dilation, dy.shape)
-        dkernel = _weight_product(patches, dy).reshape(kernel.shape)
-    return dx, dkernel.astype(kernel.dtype)
-
-
-def _product(x, matrix):
-    """`[batch, height, width, in]` by `[in, out]`."""
-    return lax.dot_general(x, matrix, (((3,), (0,)), ((), ())))
-
-
-def _weight_product(x, dy):
-    """Sum over batch and positions of x ⊗ dy: `[in, out]`, at least float32.
-
-    As matrices, because XLA:CPU transposes an operand that is contracted over several dimensions.
-    """
-    x, dy = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
-    return lax.dot_general(
-        x, dy, (((0,), (0,)), ((), ())), preferred_element_type=_accumulator(x.dtype)
-    )
-
-
-def _accumulator(dtype):
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def _columns(x, k, dilation):
-    """k copies of x beside each other in the channels, group j moved left by j·d − p; p = d·(k//2).
-
-    `[batch, height, width, in]` → `[batch, height + 2p, width, k·in]`, with p rows of zeros above
-    and below: what one row of the kernel sees.
-    """
-    p = dilation * (k // 2)
-    moves = [((p, p, 0), (p - j * dilation, j * dilation - p, 0)) for j in range(k)]
-    return _side_by_side(x, moves)
-
-
-def _rows(x, k, dilation):
-    """k copies of x beside each other in the channels, group i moved down by (k − 1 − i)·d.
-
-    `[batch, height, width, in]` → `[batch, height + 2p, width, k·in]`: the partners of `_columns`
-    of the output's gradient.
-    """
-    moves = [(((k - 1 - i) * dilation, i * dilation, 0), (0, 0, 0)) for i in range(k)]
-    return _side_by_side(x, moves)
-
-
-def _side_by_side(x, moves):
-    """Sum of padded copies: XLA:CPU vectorises it where its concatenation branches per element."""
-    channels, zero = x.shape[-1], jnp.zeros((), x.dtype)
-    copies = (
-        lax.pad(
-            x,
-            zero,
-            ((0, 0, 0), rows, columns, (j * channels, (len(moves) - 1 - j) * channels, 0)),
-        )
-        for j, (rows, columns) in enumerate(moves)
-    )
-    return reduce(operator.add, copies)
-
-
-def _patches(x, k, strides, dilation, output_shape):
-    """The input under the kernel at each output position: `[batch, out_h, out_w, k·k·in]`."""
-    p = dilation * (k // 2)
-    _, height, width, _ = output_shape
-
-    def beside(x, axis, length):
-        stop = strides * (length - 1) + 1
-        starts = [i * dilation for i in range(k)]
-        slices = [lax.slice_in_dim(x, i, i + stop, strides, axis) for i in starts]
-        # Materialised: fused with its producer, a concatenation is copied element by element.
-        return lax.optimization_barrier(jnp.concatenate(slices, -1))
-
-    padded = lax.optimization_barrier(jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0))))
-    return beside(beside(padded, 2, width), 1, height)
-
-
-def _dilate(dy, strides, input_shape):
-    """Puts dy back on the input's grid, from which each `strides`-th row and column was taken."""
-    if strides == 1:
-        return dy
-    edges = [
-        (0, size - (strides * (out - 1) + 1), strides - 1)
-        for size, out in zip(input_shape[1:3], dy.shape[1:3], strict=True)
-    ]
-    return lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-
-
-def _input_gradient(turned, dy, strides, dilation, input_shape):
-    """The ordinary convolution of dy, spread by the strides, with the turned kernel."""
-    if strides == 1:
-        return _conv_on_all_cores(dy, turned, dilation)
-    p = dilation * (turned.shape[0] // 2)
-    padding = [
-        (p, p + size - (strides * (out - 1) + 1))
-        for size, out in zip(input_shape[1:3], dy.shape[1:3], strict=True)
-    ]
+    low = dilation * (size // 2)
+    high = [low + n - _span(out, strides) for n, out in zip(image, dy.shape[1:3], strict=True)]
     return lax.conv_general_dilated(
         dy,
         turned,
         (1, 1),
-        padding,
+        [(low, h) for h in high],
         lhs_dilation=(strides, strides),
         rhs_dilation=(dilation, dilation),
         dimension_numbers=DIMENSION_NUMBERS,
     )
+
+
+def _kernel_gradient_cpu(x, dy, *, image, size, strides, dilation):
+    if size == 1:  # a product of matrices
+        x = x[:, ::strides, ::strides].reshape(-1, x.shape[3])
+        return jnp.tensordot(x, dy.reshape(-1, dy.shape[3]), (0, 0))[None, None]
+    low = dilation * (size // 2)
+    covered = [_span(out, strides) + dilation * (size - 1) for out in dy.shape[1:3]]
+    # Examples take the place of channels, and dy that of the kernel.
+    x, dy = lax.optimization_barrier((x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)))
+    gradient = lax.conv_general_dilated(
+        x,
+        dy,
+        (dilation, dilation),
+        [(low, c - n - low) for n, c in zip(image, covered, strict=True)],
+        rhs_dilation=(strides, strides),
+        dimension_numbers=DIMENSION_NUMBERS,
+    )
+    return gradient.transpose(1, 2, 0, 3)
+
+
+def _span(count, strides):
+    """Entries from the first to the last of `count`, `strides` apart."""
+    return strides * (count - 1) + 1
+
+
+def _primitive(name, default, cpu):
+    def shape(x, y, **geometry):
+        plain = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, y))
+        out = jax.eval_shape(partial(default, **geometry), *plain)
+        return x.update(shape=out.shape, dtype=out.dtype)
+
+    def vmapped(arguments, axes, **geometry):
+        return jax.vmap(partial(default, **geometry), in_axes=axes)(*arguments), 0
+
+    primitive = Primitive(name)
+    primitive.def_impl(lambda *a, **geometry: jax.jit(partial(primitive.bind, **geometry))(*a))
+    primitive.def_abstract_eval(shape)
+    batching.primitive_batchers[primitive] = vmapped
+    mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), platform="cpu")
+    return primitive
+
+
+_conv_p = _primitive("conv", _conv, _conv)
+_input_p = _primitive("conv_input_gradient", _input_gradient, _input_gradient_cpu)
+_kernel_p = _primitive("conv_kernel_gradient", _kernel_gradient, _kernel_gradient_cpu)
+
+# For each the transposes to its first and its second argument: of ct, cotangent of its result, and
+# the other argument.
+ad.defbilinear(
+    _conv_p,
+    lambda ct, x, kernel, **geometry: _input_p.bind(ct, kernel, **geometry),
+    lambda ct, x, kernel, **geometry: _kernel_p.bind(x, ct, **geometry),
+)
+ad.defbilinear(
+    _input_p,
+    lambda ct, dy, kernel, **geometry: _conv_p.bind(ct, kernel, **geometry),
+    lambda ct, dy, kernel, **geometry: _kernel_p.bind(ct, dy, **geometry),
+)
+ad.defbilinear(
+    _kernel_p,
+    lambda ct, x, dy, **geometry: _input_p.bind(dy, ct, **geometry),
+    lambda ct, x, dy, **geometry: _conv_p.bind(x, ct, **geometry),
+)
+
+
+def _vary_alike(*arrays):
+    """Marks each array as varying over all axes of `shard_map` that any of them varies over.
+
+    Lax does so in its own operations. The transpose of the mark on a parameter is the sum of the
+    devices' gradients.
+    """
+    varying = [jax.typeof(a).manual_axis_type.varying for a in arrays]
+    missing = [tuple(frozenset().union(*varying) - axes) for axes in varying]
+    return [
+        lax.pcast(a, axes, to="varying") if axes else a
+        for a, axes in zip(arrays, missing, strict=True)
+    ]

@@ -1,0 +1,34 @@
+"""The rectifier against Flax's."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.ops.relu import relu
+
+
+def test_value_and_derivatives_are_flaxs():
+    x = jnp.asarray([-jnp.inf, -2.0, -0.0, 0.0, 3.0, jnp.inf])
+    ones = jnp.ones_like(x)
+    for f in (relu, jax.jit(relu), jax.vmap(relu)):
+        (y, pull), (expected, their_pull) = jax.vjp(f, x), jax.vjp(nn.relu, x)
+        np.testing.assert_array_equal(y, expected)
+        np.testing.assert_array_equal(pull(x)[0], their_pull(x)[0])
+        np.testing.assert_array_equal(
+            jax.jvp(f, (x,), (ones,))[1], jax.jvp(nn.relu, (x,), (ones,))[1]
+        )
+
+
+def test_a_nan_passes_in_both_directions():
+    x = jnp.asarray([jnp.nan, -1.0])
+    y, pull = jax.vjp(relu, x)
+    np.testing.assert_array_equal(jnp.isnan(y), [True, False])
+    np.testing.assert_array_equal(pull(x)[0], [jnp.nan, 0.0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_type_stays(dtype):
+    y, pull = jax.vjp(relu, jnp.ones((2, 3), dtype))
+    assert y.dtype == pull(y)[0].dtype == dtype
