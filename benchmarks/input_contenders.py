@@ -12,16 +12,20 @@ import importlib.metadata
 import io
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+# A pass over all images; the crop of a box of one image, if there is one.
+Contender = tuple[Callable[[], None], Callable[[bytes, np.ndarray], np.ndarray] | None]
 
 SIZE, BATCH = 224, 32
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 RESIZE_MIN, RESIZE_MAX = 256, 480
 
 
-def boxes(height, width, number):
+def boxes(height: int, width: int, number: int) -> np.ndarray:
     """Fixed (top, left, height, width) in pixels for the comparison of quality."""
     generator = np.random.default_rng(3)
     sides = generator.integers([150, 150], [height, width], size=(number, 2))
@@ -32,7 +36,7 @@ def boxes(height, width, number):
 # ---- Ours, and the limit
 
 
-def decode_only(images, threads):
+def decode_only(images: list[bytes], threads: int) -> Contender:
     """The limit: libjpeg-turbo decodes every pixel, and nothing else happens."""
     import simplejpeg
 
@@ -50,7 +54,7 @@ def decode_only(images, threads):
     return run, None
 
 
-def ours(images, kind, threads):
+def ours(images: list[bytes], kind: str, threads: int) -> Contender:
     """The host pipeline itself: decode, crop, resize, flip, batch."""
     from data import keys, stream, transforms
     from data.sources import Record
@@ -91,7 +95,7 @@ def ours(images, kind, threads):
 # ---- Peers
 
 
-def tensorflow(images, mapping):
+def tensorflow(images: list[bytes], mapping: str) -> Contender:
     """tf.data with one thread: decode_and_crop_jpeg + bilinear, the fastest that TF offers."""
     import tensorflow as tf
 
@@ -141,7 +145,7 @@ def tensorflow(images, mapping):
     return run, lambda data, box: resized_crop(data, box).numpy()
 
 
-def torch_pillow(images, normalised):
+def torch_pillow(images: list[bytes], normalised: bool) -> Contender:
     """torch's DataLoader over Pillow, as torchvision's RandomResizedCrop does it.
 
     `normalised` adds what its reference recipe also leaves to the host (ToTensor, Normalize).
