@@ -7,6 +7,7 @@ of batch: once for the center crop and 10-crop, and for multi-scale testing of s
 per bucket of aspect ratios that occurs, at most 15.
 """
 
+import collections
 import datetime
 import functools
 import json
@@ -35,6 +36,9 @@ from testing import opened_run, precise_bn, protocols
 from testing.opened_run import OpenedRun
 from training.check import check
 from training.start import adopted
+
+
+IN_FLIGHT = 2  # batches that the host may be ahead of the device
 
 
 class Network(NamedTuple):
@@ -103,7 +107,7 @@ def score(
     Raises:
       UserError: there is no valid image.
     """
-    sums = None
+    sums, in_flight = None, collections.deque()
     with tqdm(total=total, unit="image", disable=None if total else True) as bar:
         for protocol, batches in passes:
             for batch in Feed(batches, mesh):
@@ -115,6 +119,10 @@ def score(
                 ]
                 part = _sums(mesh)(scores, batch["label"], batch["valid"])
                 sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
+                # A whole split sent ahead fills queues: XLA:CPU's collectives then wait for ever.
+                in_flight.append(sums)
+                if len(in_flight) > IN_FLIGHT:
+                    jax.block_until_ready(in_flight.popleft())
                 bar.update(min(len(batch["label"]), (total or 0) - bar.n))
     loss, errors1, errors5, images = (x.item() for x in sums) if sums else (0, 0, 0, 0)
     if not images:
