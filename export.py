@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from errors import UserError
 from run import command, files
 from run.workdir import Workdir
-from testing import opened_run
+from testing.opened_run import OpenedRun, load
 from weights.torchvision import to_torch
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
@@ -42,19 +42,12 @@ NO_ONNX = (
 )
 
 
-def to_stablehlo(network):
-    """Serializes `images → {'logits', 'probabilities'}` for any batch size.
-
-    Args:
-      network: a `testing.opened_run.OpenedRun`.
-
-    Returns:
-      bytes, for `jax.export.deserialize`.
-    """
+def to_stablehlo(network: OpenedRun) -> bytes:
+    """Serializes `images → {'logits', 'probabilities'}` for any batch size (`jax.export`)."""
     mean, std = (np.asarray(constant, np.float32) for constant in network.facts.normalization)
 
     @jax.jit
-    def classify(images):
+    def classify(images: jax.Array) -> dict[str, jax.Array]:
         # Written out, and not shared with the data's code: `export` may not depend on it.
         shape = (1,) * (4 - mean.ndim) + mean.shape
         normalized = (images.astype(jnp.float32) - mean.reshape(shape)) / std.reshape(1, 1, 1, -1)
@@ -67,7 +60,7 @@ def to_stablehlo(network):
     return bytes(exported.serialize())
 
 
-def describe(network):
+def describe(network: OpenedRun) -> dict[str, Any]:
     """What a user of an exported file must know, as JSON-able fields."""
     facts, model = network.facts, network.config.model
     return {
@@ -83,11 +76,11 @@ def describe(network):
     }
 
 
-def export(network, kind, path):
+def export(network: OpenedRun, kind: str, path: str | os.PathLike) -> None:
     """Writes the network to `path` and its description to `path` + '.json'.
 
     Args:
-      network: a `testing.opened_run.OpenedRun`.
+      network: the run whose network it is.
       kind: one of `FORMATS`.
       path: file to write; it appears complete or not at all.
 
@@ -97,17 +90,14 @@ def export(network, kind, path):
     if kind == "onnx":
         raise UserError(NO_ONNX)
     description = describe(network)
-    path = Path(path)
-    with files.explained(path, "choose another --output"):
+    with files.explained(path, "choose another --output"), files.whole(path) as temporary:
         if kind == "safetensors":
             metadata = {"format": "pt", "format_version": str(FORMAT_VERSION)}
             metadata |= {name: str(value) for name, value in description["model"].items()}
             metadata["normalization"] = network.config.data.normalization
-            with files.whole(path) as temporary:
-                save_file(to_torch(network.variables), temporary, metadata=metadata)
+            save_file(to_torch(network.variables), temporary, metadata=metadata)
         else:
-            with files.whole(path) as temporary:
-                temporary.write_bytes(to_stablehlo(network))
+            temporary.write_bytes(to_stablehlo(network))
     files.write_text(f"{path}.json", json.dumps(description, indent=2), "choose another --output")
 
 
@@ -120,9 +110,7 @@ def main(argv: Sequence[str] | None) -> None:
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
     flags = parser.parse_args(argv)
     path = flags.output or Workdir(flags.workdir).export / f"model.{flags.format}"
-    if flags.format == "onnx":
-        raise UserError(NO_ONNX)
-    export(opened_run.load(flags.workdir, which=flags.which), flags.format, path)
+    export(load(flags.workdir, which=flags.which), flags.format, path)
     print(f"{path}: {os.path.getsize(path):,} bytes; description in {path}.json")
 
 

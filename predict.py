@@ -12,12 +12,14 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
@@ -27,9 +29,9 @@ from data.decode import DecodeError, decode
 from data.normalization import normalize
 from errors import UserError
 from models.activation_map import class_activation_map
-from run import command
+from run import command, files
 from run.workdir import Workdir
-from testing import opened_run
+from testing.opened_run import OpenedRun, load
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 OVERLAY_SIDE = 224  # shorter side of an overlay; smaller images are enlarged to it
@@ -42,41 +44,38 @@ class Prediction(NamedTuple):
     Attributes:
       path: the file.
       image: uint8 `[height, width, channels]`, as the network saw it; None when unreadable.
+      error: why the file could not be read, or "".
       labels: int `[k]`, the most probable classes first.
       probabilities: float32 `[k]`.
       activation_map: float32 `[h, w]` of the first class, or None when not asked for.
-      error: why the file could not be read, or "".
     """
 
     path: Path
     image: np.ndarray | None
+    error: str
     labels: np.ndarray
     probabilities: np.ndarray
-    activation_map: np.ndarray | None
-    error: str = ""
+    activation_map: np.ndarray | None = None
 
 
-def find_images(paths):
+def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """Lists the files that `paths` stand for: files as given, folders' images in sorted order.
 
     Raises:
-      UserError: a path does not exist, or a folder has no image in it.
+      UserError: a folder has no image in it.
     """
-    found = []
+    found: list[Path] = []
     for path in map(Path, paths):
+        images = [path]
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise UserError(
-                    f"{path}: no images in this folder; expected {', '.join(SUFFIXES)}."
-                )
-            found += inside
-        else:
-            found.append(path)
+            images = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not images:
+            raise UserError(f"{path}: no images in this folder; expected {', '.join(SUFFIXES)}.")
+        found += images
     return found
 
 
-def preprocess(data, config, image_shape):
+def preprocess(data: bytes, config: ConfigDict, image_shape: tuple[int, int, int]) -> np.ndarray:
     """Encoded bytes → the image that the network is tested on, before normalisation.
 
     Small images (device-resident sets) are scaled to the training images' size; others have the
@@ -93,11 +92,18 @@ def preprocess(data, config, image_shape):
     return image
 
 
-def predict(network, paths, *, top_k=5, batch_size=32, with_maps=False):
+def predict(
+    network: OpenedRun,
+    paths: Sequence[str | os.PathLike],
+    *,
+    top_k: int = 5,
+    batch_size: int = 32,
+    with_maps: bool = False,
+) -> Iterator[Prediction]:
     """Classifies image files, batch by batch.
 
     Args:
-      network: a `testing.opened_run.OpenedRun`.
+      network: the run whose network it is.
       paths: files.
       top_k: classes per image; all when there are fewer.
       batch_size: images computed at once.
@@ -111,7 +117,7 @@ def predict(network, paths, *, top_k=5, batch_size=32, with_maps=False):
     score = _compiled(network.model, top_k, with_maps)
     constants = jax.device_put((network.variables, network.facts.normalization))
 
-    def load(path):
+    def read(path: str | os.PathLike) -> tuple[np.ndarray | None, str]:
         try:
             return preprocess(Path(path).read_bytes(), network.config, shape), ""
         except (OSError, DecodeError) as error:
@@ -120,36 +126,32 @@ def predict(network, paths, *, top_k=5, batch_size=32, with_maps=False):
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(paths), batch_size):
             part = paths[start : start + batch_size]
-            images, errors = zip(*pool.map(load, part), strict=True)
+            images, errors = zip(*pool.map(read, part), strict=True)
             batch = np.zeros((batch_size, *shape), np.uint8)
             for i, image in enumerate(images):
                 batch[i] = 0 if image is None else image
-            results = [
-                np.asarray(x) if x is not None else [None] * batch_size
-                for x in score(*constants, batch)
-            ]
+            results = map(np.asarray, score(*constants, batch))
             for path, image, error, *values in zip(part, images, errors, *results, strict=False):
-                yield Prediction(Path(path), image, *values, error=error)
+                yield Prediction(Path(path), image, error, *values)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(model, top_k, with_maps):
+def _compiled(model: nn.Module, top_k: int, with_maps: bool) -> Callable:
     @jax.jit
-    def score(variables, normalization, images):
+    def score(variables: Any, normalization: Any, images: jax.Array) -> tuple[jax.Array, ...]:
         normalized = normalize(images, *normalization)
         logits, endpoints = model.apply(variables, normalized, train=False)
         probabilities, labels = jax.lax.top_k(jax.nn.softmax(logits), top_k)
+        if not with_maps:
+            return labels, probabilities
         last = max(name for name in endpoints if name.startswith("stage"))
-        maps = None
-        if with_maps:
-            kernel = variables["params"]["head"]["kernel"]
-            maps = class_activation_map(endpoints[last], kernel, labels[:, 0])
-        return labels, probabilities, maps
+        kernel = variables["params"]["head"]["kernel"]
+        return labels, probabilities, class_activation_map(endpoints[last], kernel, labels[:, 0])
 
     return score
 
 
-def overlay(image, activation_map):
+def overlay(image: np.ndarray, activation_map: np.ndarray) -> Image.Image:
     """Draws a map over its image: blue where the class is not seen, red where it is.
 
     Args:
@@ -161,8 +163,8 @@ def overlay(image, activation_map):
     """
     from matplotlib import colormaps
 
-    shape = transforms.resized_shape(*image.shape[:2], max(OVERLAY_SIDE, min(image.shape[:2])))
-    size = shape[::-1]
+    height, width, _ = image.shape
+    size = transforms.resized_shape(height, width, max(OVERLAY_SIDE, min(height, width)))[::-1]
     low, high = activation_map.min(), activation_map.max()
     scaled = (activation_map - low) / (high - low if high > low else 1)
     smooth = Image.fromarray(np.float32(scaled)).resize(size, Image.Resampling.BILINEAR)
@@ -171,78 +173,69 @@ def overlay(image, activation_map):
     return Image.blend(picture.resize(size, Image.Resampling.BILINEAR), heat, OVERLAY_OPACITY)
 
 
-def save_overlay(prediction, folder):
-    """Writes the overlay of a prediction into `folder`; the name tells the image's path."""
+def save_overlay(prediction: Prediction, folder: Path) -> Path:
+    """Writes the overlay of a prediction into `folder`; the name tells the image's path.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     parts = [part for part in prediction.path.parts if part not in (os.sep, "..", ".")]
     target = folder / ("__".join(parts) + ".cam.png")
     picture = overlay(prediction.image, prediction.activation_map)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        picture.save(target)
-    except OSError as error:
-        raise UserError(
-            f"{target}: cannot be written ({error}); choose another --cam_dir."
-        ) from error
+    with files.explained(target, "choose another --cam_dir"), files.whole(target) as temporary:
+        picture.save(temporary, "png")
     return target
 
 
-def _as_dict(prediction, names, label_names, cam):
+def _as_dict(prediction: Prediction, label_names: Sequence[str]) -> dict[str, Any]:
     if prediction.error:
         return {"image": str(prediction.path), "error": prediction.error}
-    found = {
-        "image": str(prediction.path),
-        "predictions": [
-            {"name": names[i], "label": label_names[i], "probability": float(p)}
-            for i, p in zip(prediction.labels, prediction.probabilities, strict=True)
-        ],
-    }
-    return found | ({"cam": str(cam)} if cam else {})
+    names = readable(label_names)
+    best = [
+        {"name": names[i], "label": label_names[i], "probability": float(p)}
+        for i, p in zip(prediction.labels, prediction.probabilities, strict=True)
+    ]
+    return {"image": str(prediction.path), "predictions": best}
 
 
-def _table(prediction, names, cam):
-    lines = [str(prediction.path) + (f"  → {cam}" if cam else "")]
-    for i, p in zip(prediction.labels, prediction.probabilities, strict=True):
-        lines.append(f"  {100 * p:6.2f} %  {names[i]}")
+def _table(entry: dict[str, Any]) -> str:
+    lines = [entry["image"] + (f"  → {entry['cam']}" if "cam" in entry else "")]
+    lines += [f"  {100 * p['probability']:6.2f} %  {p['name']}" for p in entry["predictions"]]
     return "\n".join(lines)
-
-
-def _parser():
-    parser = command.Parser("python predict.py", __doc__)
-    parser.add_argument("images", nargs="+", help="image files and folders")
-    parser.add_argument("--workdir", required=True, help="folder of the run")
-    parser.add_argument("--top_k", type=command.positive, default=5, help="classes per image (5)")
-    parser.add_argument("--batch_size", type=command.positive, default=32, help="images at once (32)")
-    parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
-    parser.add_argument("--cam", action="store_true", help="write class activation maps")
-    parser.add_argument("--cam_dir", default="", help="where (WORKDIR/cam)")
-    parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
-    return parser
 
 
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command; returns the exit status: 1 when an image could not be read."""
-    flags = _parser().parse_args(argv)
+    parser = command.Parser("python predict.py", __doc__)
+    parser.add_argument("images", nargs="+", help="image files and folders")
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument("--top_k", type=command.positive, default=5, help="classes per image (5)")
+    parser.add_argument("--batch_size", type=command.positive, default=32, help="at once (32)")
+    parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
+    parser.add_argument("--cam", action="store_true", help="write class activation maps")
+    parser.add_argument("--cam_dir", default="", help="where (WORKDIR/cam)")
+    parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
+    flags = parser.parse_args(argv)
     paths = find_images(flags.images)
-    network = opened_run.load(flags.workdir, which=flags.which)
-    label_names, names = network.facts.label_names, readable(network.facts.label_names)
+    network = load(flags.workdir, which=flags.which)
     cam_dir = Path(flags.cam_dir or Workdir(flags.workdir).cam)
-    found, failed = [], 0
+    entries, failed = [], 0
     predictions = predict(
         network, paths, top_k=flags.top_k, batch_size=flags.batch_size, with_maps=flags.cam
     )
     for prediction in tqdm(predictions, total=len(paths), unit="image", disable=None):
-        cam = None
+        entry = _as_dict(prediction, network.facts.label_names)
+        entries.append(entry)
         if prediction.error:
             failed += 1
             tqdm.write(f"{prediction.path}: {prediction.error}", file=sys.stderr)
-        elif flags.cam:
-            cam = save_overlay(prediction, cam_dir)
-        if flags.json:
-            found.append(_as_dict(prediction, names, label_names, cam))
-        elif not prediction.error:
-            tqdm.write(_table(prediction, names, cam))
+            continue
+        if flags.cam:
+            entry["cam"] = str(save_overlay(prediction, cam_dir))
+        if not flags.json:
+            tqdm.write(_table(entry))
     if flags.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(entries, indent=2, ensure_ascii=False))
     if failed:
         print(f"{failed} of {len(paths)} images could not be read.", file=sys.stderr)
     return int(failed > 0)

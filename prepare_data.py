@@ -7,27 +7,28 @@
 TensorFlow is not needed. An interrupted preparation is started again by the same command.
 """
 
-import contextlib
-import fcntl
 import gzip
 import hashlib
 import shutil
 import socket
 import sys
 import tarfile
+import typing
 import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from data import index_cache, sources
-from errors import UserError
-from run import command
+from data import index_cache, sources, tfrecord
+from errors import UserError, first_line
+from run import command, files
+
+if typing.TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetBuilder
 
 
-class DataSet(NamedTuple):
+class DataSet(typing.NamedTuple):
     """What this program knows beyond TFDS: records of the complete set, and the config to use."""
 
     records: dict[str, int]
@@ -53,11 +54,12 @@ IDX_CONTENT = {
         "t10k-labels": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     }
 }
-_ARCHIVE_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, AssertionError, ValueError)
-_ARCHIVE_ERRORS += (RuntimeError,)  # of array_record, when it cannot write
+# `tarfile`'s, `gzip`'s, TFDS's own and, when it cannot write, array_record's.
+ARCHIVE_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, tarfile.TarError, zlib.error)
+ARCHIVE_ERRORS += (AssertionError, ValueError, RuntimeError)
 
 
-def prepare(name: str, source: Path | None, data_dir: Path):
+def prepare(name: str, source: Path | None, data_dir: Path) -> "DatasetBuilder":
     """Prepares a data set as array_record in `data_dir`; nothing happens when it is there already.
 
     Args:
@@ -90,10 +92,12 @@ def prepare(name: str, source: Path | None, data_dir: Path):
                 f"{' and '.join(IMAGENET_ARCHIVES)} from https://image-net.org/download-images, "
                 "then run\n  python prepare_data.py imagenet2012 --from DIR"
             )
-        if source is None:
-            _check_network(builder)
         downloads = data_dir / "downloads" / name
-        with _alone(downloads):
+        busy = f"another process is preparing {name}; wait for it"
+        with (
+            files.explained(downloads, "choose another --data_dir"),
+            files.lock(downloads / ".lock", busy),
+        ):
             version = Path(builder.data_path)
             for leftover in version.parent.glob(f"incomplete.*_{version.name}"):
                 shutil.rmtree(leftover)  # of an interrupted preparation
@@ -101,27 +105,7 @@ def prepare(name: str, source: Path | None, data_dir: Path):
     return builder
 
 
-@contextlib.contextmanager
-def _alone(downloads: Path):
-    """Holds the lock of this data set, which ends with the process."""
-    try:
-        downloads.mkdir(parents=True, exist_ok=True)
-        handle = open(downloads / ".lock", "w")  # noqa: SIM115 — closed below
-    except OSError as error:
-        raise UserError(
-            f"{downloads}: cannot be written ({error}); choose another --data_dir"
-        ) from error
-    with handle as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is preparing {downloads.name}; wait for it"
-            ) from error
-        yield
-
-
-def _run(builder, source: Path | None, downloads: Path) -> None:
+def _run(builder: "DatasetBuilder", source: Path | None, downloads: Path) -> None:
     """Runs the builder on verified archives.
 
     Directories of its own for each data set, and new ones each time: mnist and fashion_mnist
@@ -136,6 +120,10 @@ def _run(builder, source: Path | None, downloads: Path) -> None:
         shutil.rmtree(stale, ignore_errors=True)
         stale.mkdir()
     try:
+        if source is None and not urllib.request.getproxies():
+            # Ends at once where TFDS would try again for minutes; a proxy has its own names.
+            host = urllib.parse.urlsplit(next(iter(builder.url_infos))).hostname
+            socket.getaddrinfo(host, None)
         repacked = _stage(builder, source, manual) if source else {}
         config = tfds.download.DownloadConfig(
             manual_dir=manual, extract_dir=extracted, try_download_gcs=False
@@ -144,27 +132,15 @@ def _run(builder, source: Path | None, downloads: Path) -> None:
             builder.download_and_prepare(
                 download_dir=downloads, download_config=config, file_format="array_record"
             )
-    except UserError:
-        raise
-    except _ARCHIVE_ERRORS as error:
+    except ARCHIVE_ERRORS as error:
         raise UserError(_what_failed(builder, source, error)) from error
     finally:
-        shutil.rmtree(extracted, ignore_errors=True)
-        shutil.rmtree(manual, ignore_errors=True)
+        for directory in (extracted, manual):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
-def _check_network(builder) -> None:
-    """Fails at once where TFDS would try again for minutes; a proxy has its own names."""
-    host = urllib.parse.urlsplit(next(iter(builder.url_infos))).hostname
-    if not urllib.request.getproxies():
-        try:
-            socket.getaddrinfo(host, None)
-        except OSError as error:
-            raise UserError(_what_failed(builder, None, error)) from error
-
-
-def _what_failed(builder, source: Path | None, error: Exception) -> str:
-    reason = sources.first_line(error)
+def _what_failed(builder: "DatasetBuilder", source: Path | None, error: Exception) -> str:
+    reason = first_line(error)
     if "No space left" in reason:
         return f"{builder.name}: {reason}; free space, then run the same command again"
     if source:
@@ -176,7 +152,7 @@ def _what_failed(builder, source: Path | None, error: Exception) -> str:
     )
 
 
-def _stage(builder, source: Path, manual: Path) -> dict[str, Path]:
+def _stage(builder: "DatasetBuilder", source: Path, manual: Path) -> dict[str, Path]:
     """Links the verified archives into `manual`; returns those repacked (URL → path)."""
     name = builder.name
     if not source.is_dir():
@@ -197,7 +173,7 @@ def _stage(builder, source: Path, manual: Path) -> dict[str, Path]:
     return repacked
 
 
-def _verify(builder, archive: Path, url: str) -> bool:
+def _verify(builder: "DatasetBuilder", archive: Path, url: str) -> bool:
     """Whether this is TFDS's archive byte for byte; False when only the content is the same.
 
     Raises:
@@ -221,7 +197,7 @@ def _verify(builder, archive: Path, url: str) -> bool:
     )
 
 
-def convert(name: str, source: Path, data_dir: Path):
+def convert(name: str, source: Path, data_dir: Path) -> "DatasetBuilder":
     """Converts a data set that TFDS prepared as TFRecord to array_record in `data_dir`.
 
     Args:
@@ -235,8 +211,6 @@ def convert(name: str, source: Path, data_dir: Path):
     """
     import tensorflow_datasets as tfds
 
-    from data import tfrecord
-
     found = sorted(source.glob("dataset_info.json")) or sorted(
         (source / name).glob("**/dataset_info.json"), key=lambda path: path.stat().st_mtime
     )
@@ -249,18 +223,17 @@ def convert(name: str, source: Path, data_dir: Path):
     return tfds.builder_from_directory(data_dir / below)
 
 
-def report(builder, data_dir: Path) -> str:
+def report(builder: "DatasetBuilder", data_dir: Path) -> str:
     """What was prepared, how many records, and the config that uses it."""
     known = DATA_SETS.get(builder.name, DataSet({}, "resnet50"))
     lines = [f"{builder.name} {builder.version} is prepared in {builder.data_path}"]
-    for split, info in builder.info.splits.items():
-        line = f"  {split:<12}{info.num_examples:>12,} records"
-        expected = known.records.get(split)
-        if expected not in (None, info.num_examples):
+    found = {split: info.num_examples for split, info in builder.info.splits.items()}
+    for split, expected in (found | known.records).items():
+        number = found.get(split, 0)
+        line = f"  {split:<12}{number:>12,} records"
+        if number != expected:
             line += f"  (the complete set has {expected:,}: are the archives complete?)"
         lines.append(line)
-    missing = [split for split in known.records if split not in builder.info.splits]
-    lines += [f"  {split:<12}     missing" for split in missing]
     dataset = f"tfds:{builder.name}" if known.config == "resnet50" else builder.name
     command = f"python main.py --config=configs/{known.config}.py --config.dataset={dataset}"
     lines += ["use it with", f"  {command} --config.data_dir={data_dir} --workdir=DIR"]

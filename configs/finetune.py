@@ -5,7 +5,7 @@ python main.py --config=configs/finetune.py --config.dataset=folder:PATH \
 
 All layers are trained, with batch normalisation's statistics frozen; `:probe` trains the head
 alone (a linear probe), `:quick` shows in twenty steps that everything works. The weights may be any
-that `weights.door` reads; stride, pooling and normalisation become those of their origin.
+that `weights` reads; stride, pooling and normalisation become those of their origin.
 """
 
 from configs import recipes

@@ -6,12 +6,13 @@ head states the sources and the licence.
 
 import functools
 import pathlib
+from collections.abc import Iterable
 
 _FILE = pathlib.Path(__file__).with_name("imagenet_classes.txt")
 
 
 @functools.cache
-def imagenet_classes():
+def imagenet_classes() -> dict[str, str]:
     """The 1000 classes of ImageNet in the order of the labels.
 
     Returns:
@@ -21,7 +22,7 @@ def imagenet_classes():
     return dict(line.split("\t") for line in lines if not line.startswith("#"))
 
 
-def readable(label_names):
+def readable(label_names: Iterable[str]) -> tuple[str, ...]:
     """Label names as people read them, one for each of `label_names`, in the same order.
 
     Synset ids become WordNet's words, as data prepared by TFDS or sorted into folders by id needs;

@@ -1,9 +1,11 @@
 """Encoded bytes → one uint8 RGB image, whatever the format; never a made-up or a black one."""
 
 import contextlib
+import io
 import logging
 import struct
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,7 +15,7 @@ from errors import UserError
 
 # Decompressed size at which a file is taken for an attack; Pillow's own first limit.
 MAX_PIXELS = 89_478_485
-
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 # What Pillow says of damaged metadata, to stderr and through a progress bar; what matters of it is
 # raised. A filter by module, since those of `warnings.catch_warnings` are not per thread.
@@ -47,8 +49,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
       DecodeError: not an image, truncated, damaged, or larger than max_pixels.
     """
-    header = jpeg.read_header(data) if jpeg.is_jpeg(data) else None
-    if header and header.components in (1, 3):
+    header = jpeg.read_header(data)
+    if header:
         check_size(header.height, header.width, max_pixels)
         try:
             return _orient(jpeg.decode_full(data), header.orientation)
@@ -56,7 +58,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             raise DecodeError(f"damaged JPEG of {len(data):,} bytes: {error}") from error
         except ValueError:
             pass  # Pillow forgives what does no harm, and says what does.
-    return _decode_with_pillow(data, max_pixels)
+    with _opened(data) as image:
+        check_size(image.height, image.width, max_pixels)
+        return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -65,13 +69,14 @@ def image_size(data: bytes) -> tuple[int, int]:
     Raises:
       DecodeError: not an image.
     """
-    header = jpeg.read_header(data) if jpeg.is_jpeg(data) else None
+    header = jpeg.read_header(data)
     if header:
-        sides = header.height, header.width
-        return sides[::-1] if header.orientation >= 5 else sides
-    with _pillow_errors(data), jpeg.open_image(data) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
+        height, width, turned = header.height, header.width, header.orientation >= 5
+    else:
+        with _opened(data) as image:
+            height, width = image.height, image.width
+            turned = image.getexif().get(jpeg.ORIENTATION_TAG, 1) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)
 
 
 def check_size(height: int, width: int, max_pixels: int = MAX_PIXELS) -> None:
@@ -84,26 +89,20 @@ def check_size(height: int, width: int, max_pixels: int = MAX_PIXELS) -> None:
 
 
 # What Pillow raises on bad bytes, depending on the format.
-_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError)
-_PILLOW_ERRORS += (OverflowError, struct.error, Image.DecompressionBombError, Warning)
+_PILLOW_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, SyntaxError, EOFError)
+_PILLOW_ERRORS += (LookupError, TypeError, OverflowError, struct.error)
+_PILLOW_ERRORS += (Image.DecompressionBombError, Warning)
 
 
 @contextlib.contextmanager
-def _pillow_errors(data: bytes):
-    """Turns whatever Pillow raises on bad bytes into a DecodeError."""
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Pillow's lazy image; whatever the block raises on bad bytes becomes a DecodeError."""
     try:
-        yield
-    except UserError:
-        raise
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            yield image
     except _PILLOW_ERRORS as error:
         reason = str(error).split(" <_io.BytesIO")[0] or type(error).__name__
         raise DecodeError(f"cannot decode {len(data):,} bytes: {reason}") from error
-
-
-def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray:
-    with _pillow_errors(data), jpeg.open_image(data) as image:
-        check_size(image.height, image.width, max_pixels)
-        return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -1,7 +1,9 @@
 """scikit-learn's handwritten digits as a TFDS data set: real images inside an installed package."""
 
 import io
+from collections.abc import Iterator
 
+import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -19,7 +21,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     name = "digits"
 
-    def _info(self):
+    def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=DESCRIPTION,
@@ -33,7 +35,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             homepage="https://archive.ics.uci.edu/dataset/80",
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         from sklearn.datasets import load_digits  # slow to import, needed once
 
         digits = load_digits()
@@ -43,7 +45,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples(digits.images[half:], digits.target[half:]),
         }
 
-    def _generate_examples(self, images, labels):
+    def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple]:
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             pixels = (image * (255 / LEVELS)).round().astype("uint8")
             png = io.BytesIO()

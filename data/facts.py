@@ -10,7 +10,7 @@ from errors import UserError
 
 
 class Facts(NamedTuple):
-    """What a network must know of the data that it was trained on; a run keeps it beside its weights.
+    """What a network must know of its training data; a run keeps it beside its weights.
 
     Attributes:
       dataset: as `config.dataset`.

@@ -10,26 +10,26 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Batch = dict[str, Any]
+DEPTH = 2  # transfers that are under way
 
 
 class Feed:
-    """Places host batches on the devices, `depth` transfers ahead.
+    """Places host batches on the devices, `DEPTH` transfers ahead.
 
     `wait_seconds` is the time that the loop has waited for the host so far.
     """
 
-    def __init__(self, host_batches: Iterable[Batch], mesh: Mesh, depth: int = 2):
+    def __init__(self, host_batches: Iterable[Batch], mesh: Mesh):
         self._host = iter(host_batches)
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._queue = collections.deque()
-        self._depth = depth
+        self._queue: collections.deque[Batch] = collections.deque()
         self.wait_seconds = 0.0
 
     def __iter__(self) -> "Feed":
         return self
 
     def __next__(self) -> Batch:
-        while len(self._queue) < self._depth:
+        while len(self._queue) < DEPTH:
             start = time.perf_counter()
             try:
                 batch = next(self._host)
@@ -37,15 +37,15 @@ class Feed:
                 break
             finally:
                 self.wait_seconds += time.perf_counter() - start
-            self._queue.append(self._place(batch))
+            self._queue.append(
+                {
+                    name: jax.make_array_from_process_local_data(self._sharding, array)
+                    for name, array in batch.items()
+                }
+            )
         if not self._queue:
             raise StopIteration
         return self._queue.popleft()
-
-    def _place(self, batch):
-        return {
-            k: jax.make_array_from_process_local_data(self._sharding, v) for k, v in batch.items()
-        }
 
 
 class ConstantFeed:

@@ -1,10 +1,13 @@
 """An index that is costly to build, kept as JSON where there is room for it."""
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from run import files
 
 
 def data_directory(data_dir: str) -> Path:
@@ -25,8 +28,7 @@ def cached(
 ) -> dict:
     """The first stored index that is `current`, else a new one, stored if any place takes it.
 
-    A file that is damaged, or written by another version, counts as absent. Writing is atomic, so
-    that processes which start together cannot read half an index.
+    A file that is damaged, or written by another version, counts as absent.
     """
     for path in candidates:
         try:
@@ -38,12 +40,7 @@ def cached(
     index = build()
     text = json.dumps(index)
     for path in candidates:
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError), files.whole(path) as temporary:
             temporary.write_text(text)
-            temporary.replace(path)
             break
-        except OSError:
-            temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
     return index

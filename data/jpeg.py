@@ -1,6 +1,5 @@
 """JPEG: what the header says, and decoding no more rows and no finer a scale than a crop needs."""
 
-import io
 import math
 import re
 import struct
@@ -14,11 +13,11 @@ from PIL import Image
 # Start-of-frame markers of the Huffman-coded processes: baseline, extended, progressive.
 _FRAME_MARKERS = frozenset((0xC0, 0xC1, 0xC2))
 _OTHER_FRAME_MARKERS = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_ORIENTATION_TAG = 0x0112
-# libjpeg's last warning when the header promises fewer rows than the data hold.
-_ROWS_LEFT = re.compile("extraneous bytes before marker")
-_TRUNCATED = re.compile("Premature end of JPEG file")
+ORIENTATION_TAG = 0x0112
 _END = b"\xff\xd9"
+# libjpeg's warnings. It gives the first one when the header promises fewer rows than the data hold.
+_ROWS_LEFT = "extraneous bytes before marker"
+_TRUNCATED = "Premature end of JPEG file"
 _DAMAGE = re.compile("premature end of data segment|bad Huffman code|instead of RST")
 # Decoding into the same memory again and again; larger images get memory of their own.
 _SCRATCH_BYTES = 2**24
@@ -34,22 +33,18 @@ class Header(NamedTuple):
 
     height: int
     width: int
-    components: int
     orientation: int
     frame_offset: int
-
-
-def is_jpeg(data: bytes) -> bool:
-    """Whether the data begin like a JPEG, whatever the file is called."""
-    return data[:3] == b"\xff\xd8\xff"
 
 
 def read_header(data: bytes) -> Header | None:
     """Walks the segments up to the frame header.
 
-    Returns None when this is no Huffman-coded JPEG with its size in the frame header; Pillow may
-    still know what to do with it.
+    Returns None when this is no Huffman-coded JPEG in grey or colour with its size in the frame
+    header; Pillow may still know what to do with it.
     """
+    if data[:3] != b"\xff\xd8\xff":
+        return None
     position, orientation, end = 2, 1, len(data) - 9
     while position < end and data[position] == 0xFF:
         marker = data[position + 1]
@@ -58,9 +53,9 @@ def read_header(data: bytes) -> Header | None:
             continue
         if marker in _FRAME_MARKERS:
             precision, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
-            if precision != 8 or height == 0 or width == 0:
+            if precision != 8 or height == 0 or width == 0 or components not in (1, 3):
                 return None
-            return Header(height, width, components, orientation, position)
+            return Header(height, width, orientation, position)
         if marker in _OTHER_FRAME_MARKERS:
             return None
         length = int.from_bytes(data[position + 2 : position + 4], "big")
@@ -75,7 +70,7 @@ def _orientation(segment: bytes) -> int:
     exif = Image.Exif()
     try:
         exif.load(segment)
-        value = exif.get(_ORIENTATION_TAG, 1)
+        value = exif.get(ORIENTATION_TAG, 1)
     except (OSError, SyntaxError, ValueError, struct.error, KeyError):
         return 1
     return value if value in range(1, 9) else 1
@@ -91,16 +86,11 @@ def decode_full(data: bytes) -> np.ndarray:
     try:
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError as error:
-        if _TRUNCATED.search(str(error)) and not data.endswith(_END):
-            return _decode_unterminated(data)
         if _DAMAGE.search(str(error)):
             raise JpegDamage(str(error)) from error
-        raise
-
-
-def _decode_unterminated(data: bytes) -> np.ndarray:
-    """A file without its end marker: complete apart from that, or truncated."""
-    try:
+        if _TRUNCATED not in str(error) or data.endswith(_END):
+            raise
+    try:  # The end marker may be all that is missing.
         return simplejpeg.decode_jpeg(data + _END, "RGB")
     except ValueError as error:
         raise JpegDamage(f"the file is truncated ({error})") from error
@@ -113,7 +103,7 @@ def decode_rows(data: bytes, header: Header, rows: int, factor: int = 1) -> np.n
     libjpeg stops there; a few rows late, because chroma upsampling looks ahead.
 
     Args:
-      data: a JPEG with 1 or 3 components.
+      data: a JPEG.
       header: `read_header(data)`.
       rows: number of rows needed, 1 … header.height.
       factor: 1, 2, 4 or 8: decode each 8×8 block to 8 / factor pixels a side.
@@ -130,14 +120,12 @@ def decode_rows(data: bytes, header: Header, rows: int, factor: int = 1) -> np.n
     shape = (-(-kept // factor), -(-header.width // factor), 3)
     image = _scratch(shape)
     try:
-        if factor == 1:
-            return simplejpeg.decode_jpeg(data, "RGB", buffer=image)
         return simplejpeg.decode_jpeg(
             data, "RGB", min_height=shape[0], min_width=shape[1], min_factor=factor, buffer=image
         )
     except ValueError as error:
         # The image is complete all the same: libjpeg found the rows that it was not told of.
-        complete = kept < header.height and _ROWS_LEFT.search(str(error))
+        complete = kept < header.height and _ROWS_LEFT in str(error)
         return image if complete else None
 
 
@@ -149,10 +137,3 @@ def _scratch(shape: tuple[int, int, int]) -> np.ndarray:
     if getattr(_thread, "memory", None) is None or _thread.memory.size < size:
         _thread.memory = np.empty(size, np.uint8)
     return _thread.memory[:size].reshape(shape)
-
-
-def open_image(data: bytes) -> Image.Image:
-    """Pillow's lazy image, for the formats that data sets hold."""
-    return Image.open(
-        io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-    )

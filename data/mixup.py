@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.keys import Augmentation, keys_for
-from errors import UserError
 
-_ERASE_ATTEMPTS = 10
+# Random erasing's boxes: share of the image, and height / width.
+ERASE_ATTEMPTS = 10
+ERASE_AREA = (0.02, 1 / 3)
+ERASE_ASPECT = (0.3, 3.3)
 
 
-def _cut_box(key, height: int, width: int, fraction):
+def _cut_box(key: jax.Array, height: int, width: int, fraction: jax.Array) -> jax.Array:
     """Boolean [height, width]: a box of about `fraction` of the area, clipped to the image."""
     centre = jax.random.uniform(key, (2,))
     shape = jnp.array([height, width], jnp.float32)
@@ -23,7 +25,7 @@ def _cut_box(key, height: int, width: int, fraction):
     return _box_mask(height, width, start, stop)
 
 
-def _box_mask(height: int, width: int, start, stop):
+def _box_mask(height: int, width: int, start: jax.Array, stop: jax.Array) -> jax.Array:
     rows, columns = jnp.arange(height), jnp.arange(width)
     in_rows = (rows >= start[0]) & (rows < stop[0])
     in_columns = (columns >= start[1]) & (columns < stop[1])
@@ -48,29 +50,20 @@ def mix(
 
     Args:
       keys: one key per example, [batch].
-      images: float [batch, height, width, channels] (mixing is linear: before or after
-        `normalize` is the same).
+      images: float [batch, height, width, channels], batch even (mixing is linear: before or
+        after `normalize` is the same).
       targets: soft labels [batch, classes], for example one-hot or smoothed.
       valid: bool [batch].
       mixup, cutmix: the alpha of Beta(alpha, alpha) of each; 0 turns it off.
     Returns:
       (images, targets), same shapes; each row of the targets keeps its sum.
-    Raises:
-      UserError: negative alpha, or an odd number of examples on a device.
     """
-    if mixup < 0 or cutmix < 0:
-        raise UserError(f"mixup={mixup}, cutmix={cutmix}: alpha must be ≥ 0 (0 turns it off)")
     if mixup == 0 and cutmix == 0:
         return images, targets
     batch, height, width, _ = images.shape
-    if batch % 2:
-        raise UserError(
-            f"mixup and cutmix pair neighbours, but a device holds {batch} examples; "
-            "choose config.batch_size as an even multiple of the number of devices"
-        )
     choose_cutmix = 0.5 if mixup and cutmix else float(cutmix > 0)
 
-    def draw(key, has_partner):
+    def draw(key: jax.Array, has_partner: jax.Array) -> tuple[jax.Array, jax.Array]:
         lambda_key, box_key, choice_key = jax.random.split(key, 3)
         use_cutmix = jax.random.uniform(choice_key) < choose_cutmix
         alpha = jnp.where(use_cutmix, cutmix, mixup)
@@ -80,7 +73,7 @@ def mix(
         weights = jnp.where(has_partner, weights, 1.0)
         return weights, jnp.mean(weights)
 
-    def partner(values):
+    def partner(values: jax.Array) -> jax.Array:
         return values.reshape(batch // 2, 2, *values.shape[1:])[:, ::-1].reshape(values.shape)
 
     weights, kept = jax.vmap(draw)(keys_for(keys, Augmentation.MIX), partner(valid))
@@ -90,39 +83,26 @@ def mix(
     return images, kept * targets + (1 - kept) * partner(targets)
 
 
-def random_erasing(
-    keys: jax.Array,
-    images: jax.Array,
-    *,
-    probability: float,
-    area: tuple[float, float] = (0.02, 1 / 3),
-    aspect: tuple[float, float] = (0.3, 3.3),
-) -> jax.Array:
+def random_erasing(keys: jax.Array, images: jax.Array, *, probability: float) -> jax.Array:
     """Random erasing (Zhong et al. 2020): a random box of some images is set to 0.
 
     Apply it after `normalize`, where 0 is the mean. Of ten drawn boxes the first that fits is
-    taken; when none fits, the image stays as it is.
+    taken; when none fits, the image stays as it is. Aspects are drawn on a logarithmic scale.
 
     Args:
       keys: one key per example, [batch].
       images: float [batch, height, width, channels], normalised.
       probability: of erasing a box of an image, in [0, 1].
-      area: range of the box's share of the image.
-      aspect: range of height / width, drawn on a logarithmic scale.
     Returns:
       Images of the same shape and dtype.
     """
-    if not 0 <= probability <= 1:
-        raise UserError(f"random_erasing: probability {probability} is not in [0, 1]")
     _, height, width, _ = images.shape
 
-    def draw(key):
+    def draw(key: jax.Array) -> jax.Array:
         apply_key, area_key, aspect_key, place_key = jax.random.split(key, 4)
-        attempts = (_ERASE_ATTEMPTS,)
-        share = jax.random.uniform(area_key, attempts, minval=area[0], maxval=area[1])
-        log_aspect = jax.random.uniform(
-            aspect_key, attempts, minval=np.log(aspect[0]), maxval=np.log(aspect[1])
-        )
+        attempts = (ERASE_ATTEMPTS,)
+        share = jax.random.uniform(area_key, attempts, jnp.float32, *ERASE_AREA)
+        log_aspect = jax.random.uniform(aspect_key, attempts, jnp.float32, *np.log(ERASE_ASPECT))
         size = jnp.sqrt(share * height * width)
         heights = jnp.round(size * jnp.exp(log_aspect / 2))
         widths = jnp.round(size * jnp.exp(-log_aspect / 2))

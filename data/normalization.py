@@ -1,4 +1,4 @@
-"""Normalisation of images: the constants of a run, and applying them. This file is their one owner."""
+"""Normalisation of images: the constants of a run, and applying them."""
 
 from typing import NamedTuple
 
@@ -81,26 +81,24 @@ def by_name(name: str, images: np.ndarray | None) -> Normalization:
     return Normalization.from_images(images, per_pixel=name == "per_pixel")
 
 
-def normalize(images: jax.Array, mean, std, dtype=jnp.float32) -> jax.Array:
-    """`(images - mean) / std`, computed in float32, returned in `dtype`.
+def normalize(
+    images: jax.typing.ArrayLike, mean: jax.typing.ArrayLike, std: jax.typing.ArrayLike
+) -> jax.Array:
+    """`(images - mean) / std`, float32.
 
     Args:
       images: [batch, height, width, channels], pixel values [0, 255], uint8 or float.
-      mean, std: broadcastable to [height, width, channels], in pixel values (`Normalization`).
-      dtype: of the result.
+      mean, std: [channels] or [height, width, channels], in pixel values (`Normalization`).
     Raises:
       UserError: when the constants do not fit the images (a per-pixel mean of another size).
     """
-    mean, std = (jnp.asarray(constant, jnp.float32) for constant in (mean, std))
+    images, mean, std = (jnp.asarray(a, jnp.float32) for a in (images, mean, std))
+    image_shape = images.shape[1:]
     for name, constant in (("mean", mean), ("std", std)):
-        trailing = images.shape[images.ndim - constant.ndim :] if constant.ndim <= 3 else ()
-        fits = constant.ndim <= 3 and all(
-            size in (1, expected) for size, expected in zip(constant.shape, trailing, strict=True)
-        )
-        if not fits:
+        if constant.shape not in (image_shape, image_shape[-1:]):
             raise UserError(
                 f"normalisation: {name} of shape {constant.shape} does not fit images of shape "
-                f"{tuple(images.shape[1:])}; use a per-channel mean for images of another size"
+                f"{image_shape}; use a per-channel mean for images of another size"
             )
     mean, std = (c.reshape((1,) * (images.ndim - c.ndim) + c.shape) for c in (mean, std))
-    return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
+    return (images - mean) / std

@@ -37,7 +37,7 @@ class Resident:
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
         self._config, self._mesh = config, mesh
-        self._loaded = {}
+        self._loaded: dict[str, small_sets.Images] = {}
         train = self._split("train")
         self.facts = Facts(
             dataset=config.dataset,
@@ -54,7 +54,7 @@ class Resident:
                 f"{len(train.images)} training images; choose at most that many."
             )
 
-    def _split(self, split):
+    def _split(self, split: str) -> small_sets.Images:
         c = self._config
         name, is_cut = split_of(c, split)
         if name not in self._loaded:
@@ -87,7 +87,7 @@ class Resident:
         size, seed = self._config.batch_size, self._config.seed
         epoch, position = step // self.steps_per_epoch, step % self.steps_per_epoch
 
-        def permute():
+        def permute() -> Order:
             key = key_for(seed, Purpose.ORDER, epoch)
             return Order(epoch, jax.random.permutation(key, self.facts.num_train).astype(jnp.int32))
 

@@ -1,17 +1,23 @@
 """Sources: one record protocol over TFDS data sets and image folders, without TensorFlow."""
 
 import contextlib
+import functools
 import re
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from absl import logging
+from array_record.python import array_record_data_source
 from google.protobuf import json_format, message
 
-from data import folder, index_cache
+from data import folder, index_cache, tfrecord
 from data.decode import DecodeError
-from errors import UserError
+from errors import UserError, first_line
+
+if typing.TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetInfo
 
 # What the readers raise on damaged files, and on records that hold something else than an example.
 DAMAGE = (OSError, ValueError, RuntimeError, TypeError, KeyError, message.DecodeError)
@@ -26,7 +32,10 @@ class Record(NamedTuple):
 
 
 class Source(Protocol):
-    """Random access to the examples of a split; `source[i]` is safe to call on threads."""
+    """Random access to the examples of a split; `source[i]` is safe to call on threads.
+
+    A record that cannot be read is a DecodeError with its name.
+    """
 
     label_names: tuple[str, ...]
 
@@ -61,13 +70,7 @@ class FolderSource:
 
     def __init__(self, root: Path, split: str, data_dir: str):
         self._root = root
-        listings: dict[str, dict[str, list[str]]] = {}
-
-        def listing(name: str) -> dict[str, list[str]]:
-            if name not in listings:
-                listings[name] = folder.scan(root, name, data_dir)
-            return listings[name]
-
+        listing = functools.cache(lambda name: folder.scan(root, name, data_dir))
         pieces = _slices(split, lambda name: sum(map(len, listing(name).values())))
         owner = "train" if (root / "train").is_dir() else pieces[0][0]
         self.label_names = tuple(listing(owner))
@@ -102,7 +105,6 @@ class FolderSource:
 
 def _slices(split: str, length: Callable[[str], int]) -> list[tuple[str, int, int]]:
     """TFDS's split syntax → (split name, start, stop), given the length of each split."""
-
     import tensorflow_datasets as tfds  # seconds to import, so only when used
 
     infos = {
@@ -118,25 +120,22 @@ def _slices(split: str, length: Callable[[str], int]) -> list[tuple[str, int, in
     if not pieces:
         raise UserError(f"split {split!r}: name the split, e.g. 'train' or 'train[:90%]'")
     return [
-        (
-            piece.splitname,
-            piece.from_ or 0,
-            length(piece.splitname) if piece.to is None else piece.to,
-        )
-        for piece in pieces
+        (p.splitname, p.from_ or 0, length(p.splitname) if p.to is None else p.to) for p in pieces
     ]
 
 
 class TfdsSource:
     """A split of a prepared TFDS image-classification data set.
 
-    Reads array_record, or TFRecord where only that exists, and never decodes an image.
+    Reads array_record, or TFRecord where only that exists, and never decodes an image. `directory`
+    is where the records lie.
     """
 
     def __init__(self, name: str, split: str, data_dir: str):
         import tensorflow_datasets as tfds
 
         info = _prepared_info(name, data_dir)
+        self.directory = Path(info.data_dir)
         self._features = info.features
         self._image, self._label, self._name = _feature_names(name, info.features)
         self.label_names = tuple(info.features[self._label].names)
@@ -147,7 +146,11 @@ class TfdsSource:
         except (KeyError, ValueError, AssertionError) as error:
             known = sorted(info.splits)
             raise UserError(f"tfds:{name}: split {split!r}: {error}; splits: {known}") from error
-        self._records = _open_files(info.file_format, pieces, data_dir)
+        if info.file_format.value == "tfrecord":
+            files = [(Path(piece.filename), piece.skip, piece.take) for piece in pieces]
+            self._records = tfrecord.TfRecords(files, data_dir)
+        else:
+            self._records = array_record_data_source.ArrayRecordDataSource(pieces)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -168,14 +171,12 @@ class TfdsSource:
 
 
 @contextlib.contextmanager
-def builder_errors(name: str, directory: Path):
+def builder_errors(name: str, directory: Path) -> Iterator[None]:
     """Turns what TFDS raises when it opens a data set into a UserError."""
     import tensorflow_datasets as tfds
 
     try:
         yield
-    except UserError:
-        raise
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(f"tfds:{name}: {first_line(error)} (data_dir {directory})") from error
     except (*DAMAGE, AssertionError, json_format.Error) as error:
@@ -185,12 +186,7 @@ def builder_errors(name: str, directory: Path):
         ) from error
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, without what follows its first line; its type when it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _prepared_info(name: str, data_dir: str):
+def _prepared_info(name: str, data_dir: str) -> "DatasetInfo":
     import tensorflow_datasets as tfds
 
     directory = index_cache.data_directory(data_dir)
@@ -206,7 +202,8 @@ def _prepared_info(name: str, data_dir: str):
         )
         raise UserError(
             f"tfds:{name} is not prepared in {directory}{found}; put its archives into a directory "
-            f"DIR and run\n  python prepare_data.py {short} --from DIR --data_dir {directory}"
+            "DIR (or leave out --from, where the network allows a download) and run\n"
+            f"  python prepare_data.py {short} --from DIR --data_dir {directory}"
         )
     for known in ("array_record", "tfrecord"):
         if known in formats:
@@ -218,22 +215,11 @@ def _prepared_info(name: str, data_dir: str):
     )
 
 
-def _open_files(file_format, pieces, data_dir: str) -> Sequence[bytes]:
-    if file_format.value == "tfrecord":
-        files = [(Path(piece.filename), piece.skip, piece.take) for piece in pieces]
-        from data import tfrecord
-
-        return tfrecord.TfRecords(files, data_dir)
-    from array_record.python import array_record_data_source
-
-    return array_record_data_source.ArrayRecordDataSource(pieces)
-
-
-def _feature_names(name: str, features) -> tuple[str, str, str | None]:
+def _feature_names(name: str, features: Mapping[str, Any]) -> tuple[str, str, str | None]:
     """Keys of the one image, the one class label, and a name if there is any."""
     import tensorflow_datasets as tfds
 
-    def keys(kind):
+    def keys(kind: type) -> list[str]:
         return [key for key, feature in features.items() if type(feature) is kind]
 
     images, labels = keys(tfds.features.Image), keys(tfds.features.ClassLabel)

@@ -11,22 +11,21 @@ by starting at its step.
 import functools
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
-from data import keys, transforms
-from data.decode import DecodeError
-from data.sources import Record, Source
+from data import decode, keys, transforms
+from data.sources import Source
 from errors import UserError
 
-# What a source raises when a record cannot be read.
-_READ_ERRORS = (OSError, ValueError, RuntimeError)
-# Far more batches than any run trains on.
-_ENDLESS = 2**40
+# Far more images than any run trains on.
+_ENDLESS = 2**50
 
 Transform = Callable[[bytes, np.random.Generator], np.ndarray]
+EvalTransform = Callable[[bytes], np.ndarray]
+Example = tuple[int, EvalTransform]
 
 
 class HostBatch(NamedTuple):
@@ -61,30 +60,32 @@ def train_transform(
       image_size: side of the result.
       flip: mirror half of the images; not for 'none' and 'pad_crop_flip'.
     """
-    if kind == "random_resized_crop":
-        return functools.partial(
-            transforms.random_resized_crop, size=image_size, area=area, aspect=aspect, flip=flip
-        )
-    if kind == "scale_jitter":
-        return functools.partial(
-            transforms.scale_jitter_crop,
-            size=image_size,
-            resize_min=resize_min,
-            resize_max=resize_max,
-            flip=flip,
-        )
-    resize = eval_transform(resize=image_size, image_size=image_size)
-    return lambda data, generator: resize(data)
+    if kind not in ("random_resized_crop", "scale_jitter"):
+        resize = eval_transform(resize=image_size, image_size=image_size)
+        return lambda data, generator: resize(data)
+
+    def crop(data: bytes, generator: np.random.Generator) -> np.ndarray:
+        shape = decode.image_size(data)
+        if kind == "scale_jitter":
+            sides = (image_size, resize_min, resize_max)
+            box = transforms.scale_jitter_box(generator, *shape, *sides)
+            box = transforms.rounded(box, image_size)
+        else:
+            box = transforms.random_resized_crop_box(generator, *shape, area, aspect)
+        mirrored = flip and generator.random() < 0.5
+        return transforms.decode_crop(data, box, size=image_size, flip=mirrored)
+
+    return crop
 
 
-def eval_transform(*, resize: int, image_size: int) -> Callable[[bytes], np.ndarray]:
+def eval_transform(*, resize: int, image_size: int) -> EvalTransform:
     """Shorter side to `resize`, antialiased, and the central crop: bytes → uint8 [size, size, 3].
 
     Args:
       resize, image_size: 1 ≤ image_size ≤ resize.
     """
     return lambda data: transforms.resize_and_crop(
-        transforms.decode(data), resize=resize, size=image_size
+        decode.decode(data), resize=resize, size=image_size
     )
 
 
@@ -102,57 +103,49 @@ def record_order(length: int, seed: int) -> Callable[[int], int]:
 
 
 def train_stream(
-    source: Source,
-    transform: Transform,
-    *,
-    image_shape: tuple[int, int, int],
-    seed: int,
-    batch_size: int,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    num_threads: int = 0,
-    prefetch: int = 4,
-    on_corrupt: str = "error",
+    source: Source, transform: Transform, *, seed: int, start_step: int = 0, **options: Any
 ) -> Iterator[HostBatch]:
     """This process's rows of the training batches start_step, start_step + 1, …, without end.
 
     Args:
       source: the training split.
       transform: see `train_transform`.
-      image_shape: of the transform's result.
       seed: of order and augmentation.
-      batch_size: global; a multiple of process_count.
       start_step: the first batch; resuming is starting here.
-      num_threads: 0 for as many as this process may use cores.
-      prefetch: batches kept ready.
-      on_corrupt: 'error' names the record; 'mask' yields zeros with valid = False.
+      options: see `_batches`.
     Raises:
-      UserError: a corrupt record ('error'), at `next`; at once for arguments that cannot work.
+      UserError: the split is empty; at `next`: a corrupt record.
     """
-    rows = _rows_per_process(batch_size, process_count)
     if not len(source):
         raise UserError("the training split is empty")
     order = record_order(len(source), seed)
-    load = _loader(source, image_shape, on_corrupt)
 
-    def batch(step: int) -> HostBatch:
-        first = step * batch_size + process_index * rows
-        examples = (
-            (
-                order(position),
-                lambda data, p=position: transform(data, keys.host_generator(seed, p)),
-            )
-            for position in range(first, first + rows)
-        )
-        return load(step, rows, examples)
+    def example(position: int) -> Example:
+        return order(position), lambda data: transform(data, keys.host_generator(seed, position))
 
-    return _threaded(batch, _ENDLESS, start_step, num_threads, prefetch)
+    return _batches(source, example, _ENDLESS, start_step, **options)
 
 
-def eval_stream(
+def eval_stream(source: Source, transform: EvalTransform, **options: Any) -> Iterator[HostBatch]:
+    """This process's rows of every record once, in order.
+
+    Every process gets `eval_batches(len(source), batch_size)` batches of the same shape; rows
+    beyond the last record are zeros with valid = False. Arguments and errors as in
+    `train_stream`; `image_shape` may be that of several crops.
+    """
+    return _batches(source, lambda position: (position, transform), len(source), 0, **options)
+
+
+def eval_batches(length: int, batch_size: int) -> int:
+    """Number of batches that hold `length` examples."""
+    return -(-length // batch_size)
+
+
+def _batches(
     source: Source,
-    transform: Callable[[bytes], np.ndarray],
+    example: Callable[[int], Example],
+    length: int,
+    start_step: int,
     *,
     image_shape: tuple[int, ...],
     batch_size: int,
@@ -162,54 +155,36 @@ def eval_stream(
     prefetch: int = 4,
     on_corrupt: str = "error",
 ) -> Iterator[HostBatch]:
-    """This process's rows of every record once, in order.
+    """Batches in order from `start_step` on, computed on threads ahead of use.
 
-    Every process gets `eval_batches(len(source), batch_size)` batches of the same shape; rows
-    beyond the last record are zeros with valid = False. Arguments and errors as in
-    `train_stream`; `image_shape` may be that of several crops.
+    Args:
+      example: what stands at a position: record index, and what makes an image of its bytes.
+      length: number of positions; rows beyond are padding.
+      image_shape: of an image.
+      batch_size: global; a multiple of process_count.
+      num_threads: 0 for as many as this process may use cores.
+      prefetch: batches kept ready.
+      on_corrupt: 'error' names the record; 'mask' yields zeros with valid = False.
     """
-    rows = _rows_per_process(batch_size, process_count)
-    length = len(source)
-    load = _loader(source, image_shape, on_corrupt)
+    rows = batch_size // process_count
 
     def batch(step: int) -> HostBatch:
-        first = step * batch_size + process_index * rows
-        indices = range(first, min(first + rows, length))
-        return load(step, rows, ((index, transform) for index in indices))
-
-    return _threaded(batch, eval_batches(length, batch_size), 0, num_threads, prefetch)
-
-
-def eval_batches(length: int, batch_size: int) -> int:
-    """Number of batches that hold `length` examples."""
-    return -(-length // batch_size)
-
-
-def _rows_per_process(batch_size: int, process_count: int) -> int:
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"batch_size={batch_size} is no positive multiple of the {process_count} processes"
-        )
-    return batch_size // process_count
-
-
-def _loader(source: Source, image_shape: tuple[int, ...], on_corrupt: str):
-    """A function (step, rows, [(record index, transform)]) → HostBatch, padded to `rows`."""
-
-    def load(step: int, rows: int, examples) -> HostBatch:
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "image": np.zeros((rows, *image_shape), np.uint8),
             "label": np.zeros(rows, np.int32),
             "valid": np.zeros(rows, bool),
         }
         corrupt = []
-        for row, (index, transform) in enumerate(examples):
-            record = None
+        first = step * batch_size + process_index * rows
+        for row, position in enumerate(range(first, min(first + rows, length))):
+            index, transform = example(position)
+            name = ""
             try:
-                record = _read(source, index)
+                record = source[index]
+                name = record.name
                 arrays["image"][row] = transform(record.image)
-            except DecodeError as error:
-                name = record.name if record else error.record or f"record {index}"
+            except decode.DecodeError as error:
+                name = name or error.record
                 if on_corrupt == "error":
                     raise UserError(
                         f"corrupt record {name} (number {index}): {error}; repair or remove it, "
@@ -221,27 +196,7 @@ def _loader(source: Source, image_shape: tuple[int, ...], on_corrupt: str):
             arrays["valid"][row] = True
         return HostBatch(step, arrays, tuple(corrupt))
 
-    return load
-
-
-def _read(source: Source, index: int) -> Record:
-    """A record that cannot be read is as corrupt as one that cannot be decoded.
-
-    Our own sources say so themselves, with its name.
-    """
-    try:
-        return source[index]
-    except DecodeError:
-        raise
-    except _READ_ERRORS as error:
-        raise DecodeError(f"cannot be read: {error}") from error
-
-
-def _threaded(
-    batch: Callable[[int], HostBatch], length: int, start: int, num_threads: int, prefetch: int
-) -> Iterator[HostBatch]:
-    """Batches start … length − 1 in order, computed on threads ahead of use."""
     threads = num_threads or len(os.sched_getaffinity(0))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, prefetch, threads))
-    batches = grain.MapDataset.range(length).map(batch)[start:]
+    batches = grain.MapDataset.range(eval_batches(length, batch_size)).map(batch)[start_step:]
     return iter(batches.to_iter_dataset(options))

@@ -1,7 +1,8 @@
 """Large sets from disk: decoded and cropped on the host's threads, fed two batches ahead."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ class Streamed:
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
         self._config, self._mesh = config, mesh
-        self._sources = {}
+        self._sources: dict[str, sources.Source] = {}
         self._start_step = 0
         self.corrupt = CorruptRecords(config.data.max_corrupt_fraction, self.split_size)
         train = self.source("train")
@@ -51,15 +52,13 @@ class Streamed:
             name, is_cut = split_of(c, split)
             dataset = c.dataset if ":" in c.dataset else f"tfds:{c.dataset}"
             source = sources.open_source(dataset, name, c.data_dir)
-            if is_cut and c.data.validation_size:
+            if is_cut and (c.data.validation_size or split == "validation"):
                 number = len(source)
                 cut = training_share(c, number)
                 # Folders are sorted by class, so the held-out images are drawn; the same ones for
                 # every seed, as in a published split.
                 order = np.random.default_rng(0).permutation(number)
                 source = _Subset(source, np.sort(order[:cut] if split == "train" else order[cut:]))
-            elif is_cut and split == "validation":
-                source = _Subset(source, np.arange(0))
             self._sources[split] = source
         return self._sources[split]
 
@@ -72,24 +71,18 @@ class Streamed:
         self._start_step = start_step
         return Feed(self.corrupt.watch("train", self._train_batches(start_step)), self._mesh)
 
-    def _train_batches(self, start_step):
-        c, a = self._config, self._config.augment
+    def _train_batches(self, start_step: int) -> Iterator[stream.HostBatch]:
+        c = self._config
+        ranges = ("kind", "flip", "area", "aspect", "resize_min", "resize_max")
         transform = stream.train_transform(
-            kind=a.kind,
-            image_size=c.data.image_size,
-            flip=a.flip,
-            area=a.area,
-            aspect=a.aspect,
-            resize_min=a.resize_min,
-            resize_max=a.resize_max,
+            image_size=c.data.image_size, **{name: c.augment[name] for name in ranges}
         )
         return stream.train_stream(
             self.source("train"),
             transform,
             seed=c.seed,
-            batch_size=c.batch_size,
             start_step=start_step,
-            **self._host_options(self.facts.image_shape),
+            **self._host_options(c.batch_size, self.facts.image_shape),
         )
 
     def initial_order(self) -> tuple:
@@ -115,7 +108,7 @@ class Streamed:
     def evaluation_with(
         self,
         split: str,
-        transform: Callable[[bytes], np.ndarray],
+        transform: stream.EvalTransform,
         shape: Sequence[int],
         indices: np.ndarray | None = None,
     ) -> Iterator[Batch]:
@@ -124,8 +117,7 @@ class Streamed:
         batches = stream.eval_stream(
             source if indices is None else _Subset(source, indices),
             transform,
-            batch_size=self._config.eval.batch_size,
-            **self._host_options(shape),
+            **self._host_options(self._config.eval.batch_size, shape),
         )
         return self.corrupt.watch(split, batches)
 
@@ -139,10 +131,11 @@ class Streamed:
         missed = itertools.islice(self._train_batches(first), number)
         return self.corrupt.of_steps(first, last, missed)
 
-    def _host_options(self, shape):
+    def _host_options(self, batch_size: int, shape: Sequence[int]) -> dict[str, Any]:
         d = self._config.data
         return {
             "image_shape": tuple(shape),
+            "batch_size": batch_size,
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),
             "num_threads": d.num_threads,
@@ -150,18 +143,18 @@ class Streamed:
             "on_corrupt": d.on_corrupt,
         }
 
-    def _normalization(self, train):
+    def _normalization(self, train: sources.Source) -> normalization.Normalization:
         name = self._config.data.normalization
         if name in normalization.CONSTANTS:
-            return normalization.by_name(name, None)
+            return normalization.CONSTANTS[name]
         size = self._config.data.image_size
         every = max(1, len(train) // NORMALIZATION_SAMPLE)
         sample = _Subset(train, np.arange(0, len(train), every)[:NORMALIZATION_SAMPLE])
         batches = stream.eval_stream(
             sample,
             stream.eval_transform(resize=size, image_size=size),
-            batch_size=len(sample),
-            **self._host_options((size, size, 3)) | {"process_index": 0, "process_count": 1},
+            **self._host_options(len(sample), (size, size, 3))
+            | {"process_index": 0, "process_count": 1},
         )
         batch = next(iter(batches))
         check_share(batch.corrupt, len(sample), self._config.data.max_corrupt_fraction)
@@ -171,12 +164,12 @@ class Streamed:
 class _Subset:
     """Some records of a source, in the order of `indices`."""
 
-    def __init__(self, source, indices):
+    def __init__(self, source: sources.Source, indices: np.ndarray):
         self._source, self._indices = source, indices
         self.label_names = source.label_names
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> sources.Record:
         return self._source[int(self._indices[i])]

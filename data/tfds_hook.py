@@ -10,6 +10,10 @@ import contextlib
 import io
 import os
 import types
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -26,14 +30,14 @@ PINNED = "4.9.10"
 class _Eager:
     """What TFDS expects of an eager tensor: `.numpy()`."""
 
-    def __init__(self, value):
+    def __init__(self, value: Any):
         self._value = value
 
-    def numpy(self):
+    def numpy(self) -> Any:
         return self._value
 
 
-def _encode(image, format: str, **options) -> _Eager:
+def _encode(image: Any, format: str, **options: int) -> _Eager:
     image = np.asarray(image.numpy() if isinstance(image, _Eager) else image)
     buffer = io.BytesIO()
     pixels = image[:, :, 0] if image.shape[-1] == 1 else image
@@ -41,11 +45,7 @@ def _encode(image, format: str, **options) -> _Eager:
     return _Eager(buffer.getvalue())
 
 
-def _encode_png(image) -> _Eager:
-    return _encode(image, "PNG")
-
-
-def _encode_jpeg(image, format: str = "", quality: int = 95) -> _Eager:
+def _encode_jpeg(image: Any, format: str = "", quality: int = 95) -> _Eager:
     del format  # 'rgb', or by the number of channels
     return _encode(image, "JPEG", quality=quality)
 
@@ -68,7 +68,7 @@ def _substitute() -> types.SimpleNamespace:
             )
         ),
         image=types.SimpleNamespace(
-            encode_png=_encode_png,
+            encode_png=lambda image: _encode(image, "PNG"),
             encode_jpeg=_encode_jpeg,
             decode_png=_decode,
             decode_jpeg=_decode,
@@ -78,7 +78,18 @@ def _substitute() -> types.SimpleNamespace:
 
 
 @contextlib.contextmanager
-def without_tensorflow():
+def _changed(mapping: dict[str, Any], changes: dict[str, Any]) -> Iterator[None]:
+    """While open, the mapping has these values as well."""
+    before = dict(mapping)
+    mapping.update(changes)
+    try:
+        yield
+    finally:
+        mapping.clear()
+        mapping.update(before)
+
+
+def without_tensorflow() -> AbstractContextManager[None]:
     """While open, TFDS's builders run without TensorFlow, whether or not it is installed.
 
     Raises:
@@ -89,30 +100,16 @@ def without_tensorflow():
             f"preparing data needs tensorflow-datasets {PINNED}, found {tfds.__version__}; "
             f"pip install tensorflow-datasets=={PINNED}"
         )
-    lazy = lazy_imports_utils.tensorflow.__dict__
-    imported = lazy.get("_module")
-    lazy["_module"] = _substitute()
-    try:
-        yield
-    finally:
-        if imported is None:
-            del lazy["_module"]
-        else:
-            lazy["_module"] = imported
+    return _changed(lazy_imports_utils.tensorflow.__dict__, {"_module": _substitute()})
 
 
-@contextlib.contextmanager
-def accepting(builder, repacked: dict[str, str]):
-    """While open, the builder takes these files for the archives of these URLs.
+def accepting(
+    builder: tfds.core.DatasetBuilder, repacked: dict[str, Path]
+) -> AbstractContextManager[None]:
+    """While open, the builder takes these files (URL → path) for the archives of these URLs.
 
     For files whose decompressed content has been verified, but which are not byte for byte the
     archives that TFDS knows.
     """
-    known = builder.url_infos  # memoised per class, so put back afterwards
-    before = dict(known)
-    known.update({url: checksums.compute_url_info(path) for url, path in repacked.items()})
-    try:
-        yield
-    finally:
-        known.clear()
-        known.update(before)
+    infos = {url: checksums.compute_url_info(path) for url, path in repacked.items()}
+    return _changed(builder.url_infos, infos)  # memoised per class, so put back afterwards

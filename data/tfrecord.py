@@ -11,6 +11,7 @@ import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from data import index_cache
 from errors import UserError
+from run import files
 
 _HEADER = struct.Struct("<QI")
 _FOOTER_BYTES = 4
@@ -34,7 +36,9 @@ def _masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _length(header: bytes, path: Path, offset: int) -> int:
+def _length(file: BinaryIO, path: Path, offset: int) -> int:
+    """Length of the record at `offset`."""
+    header = os.pread(file.fileno(), _HEADER.size, offset)
     if len(header) < _HEADER.size:
         raise RecordError(f"{path}: truncated at byte {offset:,}; copy the file again")
     length, crc = _HEADER.unpack(header)
@@ -44,7 +48,10 @@ def _length(header: bytes, path: Path, offset: int) -> int:
     return length
 
 
-def _data(body: bytes, length: int, path: Path, offset: int) -> bytes:
+def _read(file: BinaryIO, path: Path, offset: int) -> bytes:
+    """The record at `offset`."""
+    length = _length(file, path, offset)
+    body = os.pread(file.fileno(), length + _FOOTER_BYTES, offset + _HEADER.size)
     if len(body) < length + _FOOTER_BYTES:
         raise RecordError(f"{path}: truncated in the record at byte {offset:,}; copy it again")
     data = body[:length]
@@ -59,12 +66,12 @@ def read_records(path: Path) -> Iterator[bytes]:
     Raises:
       RecordError: a checksum does not match, or the file is truncated.
     """
+    size, offset = path.stat().st_size, 0
     with open(path, "rb") as file:
-        offset = 0
-        while header := file.read(_HEADER.size):
-            length = _length(header, path, offset)
-            yield _data(file.read(length + _FOOTER_BYTES), length, path, offset)
-            offset += _HEADER.size + length + _FOOTER_BYTES
+        while offset < size:
+            record = _read(file, path, offset)
+            yield record
+            offset += _HEADER.size + len(record) + _FOOTER_BYTES
 
 
 def record_offsets(path: Path) -> list[int]:
@@ -76,7 +83,7 @@ def record_offsets(path: Path) -> list[int]:
     size, offset, offsets = path.stat().st_size, 0, []
     with open(path, "rb") as file:
         while offset < size:
-            length = _length(os.pread(file.fileno(), _HEADER.size, offset), path, offset)
+            length = _length(file, path, offset)
             offsets.append(offset)
             offset += _HEADER.size + length + _FOOTER_BYTES
     if offset != size:
@@ -84,8 +91,10 @@ def record_offsets(path: Path) -> list[int]:
     return offsets
 
 
-class TfRecords(Sequence):
-    """Random access to the records of several files: `records[i]` → bytes. Safe on threads.
+class TfRecords:
+    """Random access to the records of several files: `records[i]` → bytes, 0 ≤ i < `len(records)`.
+
+    Safe on threads.
 
     Args:
       pieces: (path, first record, number of records) of each file, in order (the order that
@@ -112,15 +121,10 @@ class TfRecords(Sequence):
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> bytes:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
         piece = int(np.searchsorted(self._ends, index, side="right"))
         path, offsets = self._pieces[piece]
-        offset = int(offsets[index - self._ends[piece]])
-        with open(path, "rb", buffering=0) as file:
-            length = _length(os.pread(file.fileno(), _HEADER.size, offset), path, offset)
-            body = os.pread(file.fileno(), length + _FOOTER_BYTES, offset + _HEADER.size)
-        return _data(body, length, path, offset)
+        with open(path, "rb") as file:
+            return _read(file, path, int(offsets[index - self._ends[piece]]))
 
 
 def _offsets(paths: Sequence[Path], data_dir: str) -> dict[str, list[int]]:
@@ -128,10 +132,10 @@ def _offsets(paths: Sequence[Path], data_dir: str) -> dict[str, list[int]]:
     if not paths:
         return {}
 
-    def stamps():
+    def stamps() -> dict[str, list[int]]:
         return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
 
-    def build():
+    def build() -> dict[str, Any]:
         shown = tqdm(paths, desc="indexing TFRecord files", unit="file", disable=None)
         return {
             "version": _VERSION,
@@ -174,48 +178,45 @@ def convert(source: Path, target: Path) -> int:
         info = dict(json.loads(info_path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{info_path} is damaged ({error}); copy it again") from error
-    files = sorted(source.glob("*.tfrecord-*"))
-    if info.get("fileFormat", "tfrecord") != "tfrecord" or not files:
+    paths = sorted(source.glob("*.tfrecord-*"))
+    if info.get("fileFormat", "tfrecord") != "tfrecord" or not paths:
         raise UserError(f"{source} is prepared as {info.get('fileFormat')!r}, not as tfrecord")
     target.mkdir(parents=True, exist_ok=True)
     number = 0
-    for path in tqdm(files, desc="converting to array_record", unit="file", disable=None):
+    for path in tqdm(paths, desc="converting to array_record", unit="file", disable=None):
         name = path.name.replace(".tfrecord-", ".array_record-")
         number += _convert_file(path, target / name)
     promised = sum(sum(map(int, split["shardLengths"])) for split in info["splits"])
     if number != promised:
         raise RecordError(f"{source} holds {number:,} records, dataset_info.json says {promised:,}")
     for path in source.iterdir():
-        if path.is_file() and ".tfrecord-" not in path.name and not path.name.startswith("."):
+        if path.is_file() and path != info_path and path not in paths and path.name[0] != ".":
             shutil.copyfile(path, target / path.name)
     info["fileFormat"] = "array_record"
     for split in info["splits"]:
         if "filepathTemplate" in split:
             split["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    temporary = target / "dataset_info.json.tmp"
-    temporary.write_text(json.dumps(info, indent=2))
-    temporary.replace(target / "dataset_info.json")
+    files.write_text(target / "dataset_info.json", json.dumps(info, indent=2))
     return number
 
 
 def _convert_file(source: Path, target: Path) -> int:
-    offsets = record_offsets(source)
+    number = len(record_offsets(source))
     if target.is_file():
-        return len(offsets)
-    temporary = target.with_name(target.name + ".tmp")
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
-    try:
-        for record in read_records(source):
-            writer.write(record)
-        writer.close()
-    except RuntimeError as error:
-        raise RecordError(f"{temporary} cannot be written: {error}") from error
-    reader = array_record_module.ArrayRecordReader(str(temporary))
-    same = reader.num_records() == len(offsets) and all(
-        reader.read([position])[0] == record for position, record in enumerate(read_records(source))
-    )
-    reader.close()
-    if not same:
-        raise RecordError(f"{temporary} does not read back as {source}; is the disk full?")
-    temporary.replace(target)
-    return len(offsets)
+        return number
+    with files.whole(target) as temporary:
+        writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+        try:
+            for record in read_records(source):
+                writer.write(record)
+            writer.close()
+        except RuntimeError as error:
+            raise RecordError(f"{target} cannot be written: {error}") from error
+        reader = array_record_module.ArrayRecordReader(str(temporary))
+        same = reader.num_records() == number and all(
+            reader.read([i])[0] == record for i, record in enumerate(read_records(source))
+        )
+        reader.close()
+        if not same:
+            raise RecordError(f"{target} does not read back as {source}; is the disk full?")
+    return number

@@ -6,7 +6,6 @@ comes from the generator that is handed in. Evaluation resizes are antialiased (
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -14,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data import jpeg
-from data.decode import check_size, decode, image_size
-from errors import UserError
+from data.decode import check_size, decode
 
 cv2.setNumThreads(0)  # The pipeline's own threads are the parallelism.
 
@@ -24,7 +22,7 @@ cv2.setNumThreads(0)  # The pipeline's own threads are the parallelism.
 ANTIALIAS_FROM = 2.0
 # Boxes with sides from here on are rounded to whole pixels for a bilinear resize, which is three
 # times faster: an error of less than half a pixel of the source.
-_ROUND_FROM = 64
+ROUND_FROM = 64
 _RRC_ATTEMPTS = 10
 
 
@@ -89,16 +87,9 @@ def scale_jitter_box(
     Args:
       generator: source of the randomness; the number of draws is fixed.
       height, width: of the image, ≥ 1.
-      size: side of the crop.
-      resize_min, resize_max: range of the shorter side, both included; resize_min ≥ size.
-    Raises:
-      UserError: when the crop can exceed the resized image.
+      size: side of the crop, ≤ resize_min.
+      resize_min, resize_max: range of the shorter side, both included.
     """
-    if not size <= resize_min <= resize_max:
-        raise UserError(
-            f"scale jitter: crops of {size} from shorter sides in [{resize_min}, {resize_max}]; "
-            "expected image_size ≤ resize_min ≤ resize_max"
-        )
     shorter = int(generator.integers(resize_min, resize_max, endpoint=True))
     place = generator.random(2)
     new_height, new_width = resized_shape(height, width, shorter)
@@ -107,61 +98,21 @@ def scale_jitter_box(
     return _box_in_source(height, width, new_height, new_width, top, left, size)
 
 
-def random_resized_crop(
-    data: bytes,
-    generator: np.random.Generator,
-    *,
-    size: int,
-    area: Sequence[float] = (0.08, 1.0),
-    aspect: Sequence[float] = (3 / 4, 4 / 3),
-    flip: bool = True,
-    antialias_from: float = ANTIALIAS_FROM,
-) -> np.ndarray:
-    """Decode, random-resized crop, resize and flip in one pass: uint8 [size, size, 3].
+def rounded(box: Box, size: int) -> Box:
+    """The box in whole pixels where that is faster and does no harm (`ROUND_FROM`).
 
-    Raises:
-      DecodeError: see `decode`.
+    Args:
+      box: of the source.
+      size: side of what it is resized to.
     """
-    height, width = image_size(data)
-    box = random_resized_crop_box(generator, height, width, tuple(area), tuple(aspect))
-    mirrored = flip and generator.random() < 0.5
-    return decode_crop(data, box, size=size, flip=mirrored, antialias_from=antialias_from)
-
-
-def scale_jitter_crop(
-    data: bytes,
-    generator: np.random.Generator,
-    *,
-    size: int,
-    resize_min: int = 256,
-    resize_max: int = 480,
-    flip: bool = True,
-    antialias_from: float = ANTIALIAS_FROM,
-) -> np.ndarray:
-    """Decode, the paper's scale augmentation and flip in one pass: uint8 [size, size, 3].
-
-    Raises:
-      DecodeError: see `decode`.
-    """
-    height, width = image_size(data)
-    box = scale_jitter_box(generator, height, width, size, resize_min, resize_max)
     sides = box.height, box.width
-    if min(sides) >= _ROUND_FROM and max(sides) <= antialias_from * size:
-        top, left = round(box.top), round(box.left)
-        bottom, right = round(box.top + box.height), round(box.left + box.width)
-        box = Box(top, left, bottom - top, right - left)
-    mirrored = flip and generator.random() < 0.5
-    return decode_crop(data, box, size=size, flip=mirrored, antialias_from=antialias_from)
+    if min(sides) < ROUND_FROM or max(sides) > ANTIALIAS_FROM * size:
+        return box
+    top, left = round(box.top), round(box.left)
+    return Box(top, left, round(box.top + box.height) - top, round(box.left + box.width) - left)
 
 
-def decode_crop(
-    data: bytes,
-    box: Box,
-    *,
-    size: int,
-    flip: bool = False,
-    antialias_from: float = ANTIALIAS_FROM,
-) -> np.ndarray:
+def decode_crop(data: bytes, box: Box, *, size: int, flip: bool = False) -> np.ndarray:
     """Decodes what `box` needs and resizes it to uint8 [size, size, 3], mirrored if `flip`.
 
     Args:
@@ -169,13 +120,12 @@ def decode_crop(
       box: within `image_size(data)`.
       size: side of the result.
       flip: mirror left-right.
-      antialias_from: shrink factor above which the resize is antialiased; bilinear below.
     Raises:
       DecodeError: see `decode`.
     """
-    header = jpeg.read_header(data) if jpeg.is_jpeg(data) else None
+    header = jpeg.read_header(data)
     image = None
-    if header and header.components in (1, 3) and header.orientation == 1:
+    if header and header.orientation == 1:
         check_size(header.height, header.width)
         shrink = min(box.height, box.width) / size
         factor = next(f for f in (8, 4, 2, 1) if f <= max(shrink, 1))
@@ -185,27 +135,19 @@ def decode_crop(
             box = Box(*(value / factor for value in box))
     if image is None:
         image = decode(data)
-    return crop_and_resize(image, box, size, flip=flip, antialias_from=antialias_from)
+    return _resized_box(image, box, size, flip)
 
 
-def crop_and_resize(
-    image: np.ndarray,
-    box: Box,
-    size: int,
-    *,
-    flip: bool = False,
-    antialias_from: float = ANTIALIAS_FROM,
-) -> np.ndarray:
+def _resized_box(image: np.ndarray, box: Box, size: int, flip: bool) -> np.ndarray:
     """One resize of a box of an image [height, width, 3] to uint8 [size, size, 3]."""
-    shrink = max(box.height, box.width) / size
-    whole = all(float(value).is_integer() for value in box)
-    if whole:
-        top, left, height, width = (int(value) for value in box)
-        method = cv2.INTER_AREA if shrink > antialias_from else cv2.INTER_LINEAR
+    antialias = max(box.height, box.width) / size > ANTIALIAS_FROM
+    if all(float(value).is_integer() for value in box):
+        top, left, height, width = map(int, box)
+        method = cv2.INTER_AREA if antialias else cv2.INTER_LINEAR
         crop = image[top : top + height, left : left + width]
         resized = cv2.resize(crop, (size, size), interpolation=method)
         return cv2.flip(resized, 1) if flip else resized
-    if shrink > antialias_from:
+    if antialias:
         resized = _antialiased(image, box, size)
         return np.ascontiguousarray(resized[:, ::-1]) if flip else resized
     scale_y, scale_x = box.height / size, box.width / size
@@ -232,7 +174,9 @@ def resized_shape(height: int, width: int, shorter: int) -> tuple[int, int]:
     return max(shorter, int(shorter * height / width)), shorter
 
 
-def _box_in_source(height, width, new_height, new_width, top, left, size) -> Box:
+def _box_in_source(
+    height: int, width: int, new_height: int, new_width: int, top: int, left: int, size: int
+) -> Box:
     """Where a crop of the resized image lies in the source."""
     scale_y, scale_x = height / new_height, width / new_width
     return Box(top * scale_y, left * scale_x, size * scale_y, size * scale_x)
@@ -251,7 +195,7 @@ def resize_shorter_side(image: np.ndarray, side: int) -> np.ndarray:
     """The whole image [height, width, 3] with its shorter side `side`, antialiased.
 
     Raises:
-      UserError: when the result would exceed the limit of `decode` (an extremely long image).
+      DecodeError: when the result would exceed the limit of `decode` (an extremely long image).
     """
     height, width, _ = image.shape
     new_height, new_width = resized_shape(height, width, side)
@@ -260,26 +204,11 @@ def resize_shorter_side(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(resized)
 
 
-def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The central [size, size, 3] of an image [height, width, 3].
-
-    Raises:
-      UserError: when the image is smaller than the crop.
-    """
-    height, width, _ = image.shape
-    if size > min(height, width):
-        raise UserError(f"cannot crop {size} × {size} pixels from an image of {height} × {width}")
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return image[top : top + size, left : left + size]
-
-
 def resize_and_crop(image: np.ndarray, *, resize: int, size: int) -> np.ndarray:
-    """`center_crop(resize_shorter_side(image, resize), size)` without the rest of the image.
+    """The central [size, size, 3] of the image [height, width, 3] with its shorter side `resize`.
 
-    Raises:
-      UserError: when size > resize.
+    Antialiased; size ≤ resize.
     """
-    _check_crop(resize, size)
     height, width, _ = image.shape
     new_height, new_width = resized_shape(height, width, resize)
     top, left = round((new_height - size) / 2), round((new_width - size) / 2)
@@ -294,23 +223,13 @@ def ten_crop(image: np.ndarray, *, resize: int, size: int) -> np.ndarray:
     Args:
       image: uint8 [height, width, 3].
       resize: the shorter side before cropping, 256 in the paper.
-      size: side of each crop.
+      size: side of each crop, ≤ resize.
     Returns:
       uint8 [10, size, size, 3]: top left, top right, bottom left, bottom right, centre, mirrored.
-    Raises:
-      UserError: when size > resize.
     """
-    _check_crop(resize, size)
     resized = resize_shorter_side(image, resize)
-    top, bottom = resized[:size], resized[-size:]
-    five = [top[:, :size], top[:, -size:], bottom[:, :size], bottom[:, -size:]]
-    crops = np.stack([*five, center_crop(resized, size)])
+    y, x = (round((side - size) / 2) for side in resized.shape[:2])
+    top, bottom, middle = resized[:size], resized[-size:], resized[y : y + size]
+    corners = [top[:, :size], top[:, -size:], bottom[:, :size], bottom[:, -size:]]
+    crops = np.stack([*corners, middle[:, x : x + size]])
     return np.concatenate([crops, crops[:, :, ::-1]])
-
-
-def _check_crop(resize: int, size: int) -> None:
-    if not 1 <= size <= resize:
-        raise UserError(
-            f"evaluation crops of {size} pixels from a shorter side of {resize}; expected "
-            "1 ≤ image_size ≤ config.eval.resize"
-        )

@@ -1,6 +1,7 @@
-"""Writing a file whole or not at all: the one way in which this project writes results."""
+"""Writing a file whole or not at all: the one way in which this project writes results; locks."""
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,3 +49,25 @@ def write_text(path: str | os.PathLike, text: str, advice: str = "") -> Path:
     with explained(path, advice), whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+@contextlib.contextmanager
+def lock(path: str | os.PathLike, busy: str = "") -> Iterator[None]:
+    """Holds the lock of a file for the block; it ends with the process, however that ends.
+
+    Args:
+      path: the lock file; it and its folder are made when missing.
+      busy: what to say, instead of waiting, when another process holds the lock.
+
+    Raises:
+      UserError: `busy`.
+      OSError: the file cannot be made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError as error:
+            raise UserError(busy) from error
+        yield

@@ -18,7 +18,7 @@ from data.normalization import normalize
 from errors import UserError
 from testing import opened_run
 from tests.support.untrained import make_workdir
-from weights.door import conventions
+from weights import conventions
 
 ROOT = Path(__file__).parent.parent
 ALONE = """

@@ -7,6 +7,7 @@ archive of today and the plain stream of the years before 1.6, in which torchvis
 checkpoints are.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -15,12 +16,14 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
+from google.protobuf import message as protobuf
 
 from errors import UserError
 
@@ -34,8 +37,10 @@ STORAGE_DTYPES = {
     "BoolStorage": np.dtype("?"),
 }
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-# What a damaged or hostile pickle may raise on its way through the interpreter.
+# What damaged or hostile files may raise on their way through a reader.
 BROKEN = (
+    safetensors.SafetensorError,
+    protobuf.DecodeError,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     zlib.error,
@@ -59,7 +64,30 @@ class Tensor(NamedTuple):
     source: str
 
 
-def read_safetensors(path):
+@contextlib.contextmanager
+def readable(path: str | os.PathLike, kind: str) -> Iterator[None]:
+    """Turns what reading a damaged file raises in the block into a UserError.
+
+    Args:
+      path: of the file.
+      kind: what it should be, with its article.
+    """
+    try:
+        yield
+    except _Refused as error:
+        raise UserError(
+            f"{path}: refused, because reading it would call {error}. Only tensors and plain "
+            "values are read; save the state dict alone: torch.save(model.state_dict(), path)."
+        ) from error
+    except BROKEN as error:
+        size = os.path.getsize(path) if os.path.isfile(path) else 0
+        raise UserError(
+            f"{path}: cannot be read as {kind} ({type(error).__name__}: {error}). It has {size:,} "
+            "bytes; if it was copied or downloaded, it is probably truncated: get it again."
+        ) from error
+
+
+def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Reads a `.safetensors` file.
 
     Returns:
@@ -68,40 +96,22 @@ def read_safetensors(path):
     Raises:
       UserError: for a file that cannot be read as this format.
     """
-    try:
+    with readable(path, "a safetensors file"):
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
         return safetensors.numpy.load_file(path), metadata
-    except (safetensors.SafetensorError, *BROKEN) as error:
-        raise _unreadable(path, "a safetensors file", error) from error
 
 
-def read_torch(path):
+def read_torch(path: str | os.PathLike) -> Any:
     """Reads a file of `torch.save`: nested dictionaries and lists with arrays for tensors.
 
     Raises:
       UserError: for a damaged file, or one that holds more than tensors and plain Python values.
     """
-    try:
-        with open(path, "rb") as file:
-            load = _load_zip if file.read(2) == b"PK" else _load_stream
-            file.seek(0)
-            return load(file)
-    except _Refused as error:
-        raise UserError(
-            f"{path}: refused, because reading it would call {error}. Only tensors and plain "
-            "values are read; save the state dict alone: torch.save(model.state_dict(), path)."
-        ) from error
-    except BROKEN as error:
-        raise _unreadable(path, "a torch file", error) from error
-
-
-def _unreadable(path, kind, error):
-    size = os.path.getsize(path) if os.path.isfile(path) else 0
-    return UserError(
-        f"{path}: cannot be read as {kind} ({type(error).__name__}: {error}). It has {size:,} "
-        "bytes; if it was copied or downloaded, it is probably truncated: get it again."
-    )
+    with readable(path, "a torch file"), open(path, "rb") as file:
+        load = _load_zip if file.read(2) == b"PK" else _load_stream
+        file.seek(0)
+        return load(file)
 
 
 class _Refused(pickle.UnpicklingError):
@@ -124,70 +134,50 @@ class _StorageType(NamedTuple):
 class _Storage(NamedTuple):
     dtype: np.dtype
     key: str
-    count: int
-
-
-# Callable, and without any attribute that a pickle's BUILD could overwrite.
-class _RebuildTensor:
-    __slots__ = ()
-
-    def __call__(self, storage, offset, shape, strides, *_):
-        return _TensorSpec(storage, offset, tuple(shape), tuple(strides))
-
-
-class _RebuildParameter:
-    __slots__ = ()
-
-    def __call__(self, data, *_):
-        return data
-
-
-class _Size:
-    __slots__ = ()
-
-    def __call__(self, shape):
-        return tuple(shape)
-
-
-class _Dict:
-    """Stands for OrderedDict: calls make plain dictionaries (`_metadata` is dropped)."""
-
-    __slots__ = ()
-
-    def __call__(self, items=()):
-        return _StateDict(items)
+    size: int
 
 
 class _StateDict(dict):
+    """Stands for OrderedDict."""
+
     __slots__ = ()
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: object) -> None:
         """Ignores the attributes that torch's OrderedDict carries (`_metadata`)."""
 
 
+def _inert(function: Callable) -> object:
+    """Something to call, without any attribute that a pickle's BUILD could overwrite."""
+    return type("_Inert", (), {"__slots__": (), "__call__": lambda self, *args: function(*args)})()
+
+
 _INERT = {
-    ("collections", "OrderedDict"): _Dict(),
-    ("torch", "Size"): _Size(),
-    ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
-    ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
+    ("collections", "OrderedDict"): _inert(lambda items=(): _StateDict(items)),
+    ("torch", "Size"): _inert(lambda shape: tuple(shape)),
+    ("torch._utils", "_rebuild_tensor_v2"): _inert(
+        lambda storage, offset, shape, strides, *_: _TensorSpec(
+            storage, offset, tuple(shape), tuple(strides)
+        )
+    ),
+    ("torch._utils", "_rebuild_parameter"): _inert(lambda data, *_: data),
     **{("torch", name): _StorageType(dtype) for name, dtype in STORAGE_DTYPES.items()},
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _INERT:
             raise _Refused(f"{module}.{name}")
         return _INERT[module, name]
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, _, count, *_ = pid
         if kind != "storage" or not isinstance(storage_type, _StorageType):
             raise pickle.UnpicklingError(f"unknown persistent object {kind!r}")
         return _Storage(storage_type.dtype, str(key), int(count))
 
 
-def _unpickle(file):
+def _unpickle(file: IO[bytes]) -> Any:
     """Reads one pickle from `file`, leaving the position after it."""
     start = file.tell()
     for i, (opcode, argument, _) in enumerate(pickletools.genops(file)):
@@ -199,7 +189,7 @@ def _unpickle(file):
     return _Unpickler(io.BytesIO(file.read(end - start)), encoding="utf-8").load()
 
 
-def _load_zip(file):
+def _load_zip(file: IO[bytes]) -> Any:
     with zipfile.ZipFile(file) as archive:
         pickles = [n for n in archive.namelist() if n.endswith("/data.pkl") or n == "data.pkl"]
         if len(pickles) != 1:
@@ -211,16 +201,16 @@ def _load_zip(file):
             raise NotImplementedError("tensors in big-endian byte order")
         tree = _unpickle(io.BytesIO(archive.read(pickles[0])))
 
-        def read(storage):
+        def read(storage: _Storage) -> bytes:
             entry = archive.getinfo(f"{root}data/{storage.key}")
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise zipfile.BadZipFile("compressed tensors, which torch does not write")
             return archive.read(entry)
 
-        return _with_arrays(tree, _Storages(read))
+        return _with_arrays(tree, read)
 
 
-def _load_stream(file):
+def _load_stream(file: IO[bytes]) -> Any:
     """The format before torch 1.6: five pickles, then each storage as a count and its bytes."""
     if _unpickle(file) != LEGACY_MAGIC:
         raise pickle.UnpicklingError("not a file of torch.save")
@@ -236,42 +226,35 @@ def _load_stream(file):
     for key in keys:
         (count,) = struct.unpack("<q", file.read(8))
         data[key] = file.read(_checked(count) * dtypes[key].itemsize)
-    return _with_arrays(tree, _Storages(lambda storage: data[storage.key]))
+    return _with_arrays(tree, lambda storage: data[storage.key])
 
 
-def _checked(count):
+def _checked(count: int) -> int:
     if count < 0:
         raise ValueError(f"a storage of {count} numbers")
     return count
 
 
-class _Storages:
-    """Arrays of the storages, each read once: tensors may share one."""
+def _with_arrays(tree: Any, read: Callable[[_Storage], bytes]) -> Any:
+    """The tree with arrays for tensors. Each storage is read once: tensors may share one."""
+    arrays: dict[str, np.ndarray] = {}
 
-    def __init__(self, read):
-        self._read = read
-        self._arrays = {}
+    def array(spec: _TensorSpec) -> np.ndarray:
+        storage = spec.storage
+        key = storage.key
+        if key not in arrays:
+            data, expected = read(storage), _checked(storage.size) * storage.dtype.itemsize
+            if len(data) != expected:
+                raise EOFError(f"storage {key}: {len(data):,} bytes, expected {expected:,}")
+            arrays[key] = np.frombuffer(data, storage.dtype)
+        if arrays[key].dtype != storage.dtype:
+            raise ValueError(f"storage {key} has two types")
+        return _array(spec, arrays[key])
 
-    def __getitem__(self, storage):
-        if storage.key not in self._arrays:
-            data = self._read(storage)
-            if len(data) != _checked(storage.count) * storage.dtype.itemsize:
-                raise EOFError(
-                    f"storage {storage.key}: {len(data):,} bytes, expected "
-                    f"{storage.count * storage.dtype.itemsize:,}"
-                )
-            self._arrays[storage.key] = np.frombuffer(data, storage.dtype)
-        array = self._arrays[storage.key]
-        if array.dtype != storage.dtype:
-            raise ValueError(f"storage {storage.key} has two types")
-        return array
+    return _map_leaves(tree, array)
 
 
-def _with_arrays(tree, storages):
-    return _map_leaves(tree, lambda spec: _array(spec, storages[spec.storage]))
-
-
-def _array(spec, storage):
+def _array(spec: _TensorSpec, storage: np.ndarray) -> np.ndarray:
     """The tensor's view of its storage; a view that reaches outside is an error."""
     numbers = (spec.offset, *spec.shape, *spec.strides)
     if len(spec.shape) != len(spec.strides) or not all(type(n) is int and n >= 0 for n in numbers):
@@ -290,7 +273,7 @@ def _array(spec, storage):
     return np.ascontiguousarray(view).reshape(spec.shape)
 
 
-def _map_leaves(tree, convert):
+def _map_leaves(tree: Any, convert: Callable[[_TensorSpec], Any]) -> Any:
     if isinstance(tree, _TensorSpec):
         return convert(tree)
     if isinstance(tree, dict):

@@ -7,14 +7,17 @@ the first 1×1, as the paper does.
 """
 
 import io
+import os
 import re
 import zipfile
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from errors import UserError
 from models.ops.norm import BN_EPSILON
-from weights.files import Tensor
+from weights.files import Tensor, readable
 
 KERAS_BN_EPSILON = 1.001e-5
 LAYER = re.compile(r"conv(\d+)_block(\d+)_(\d+)_(conv|bn)")
@@ -27,7 +30,7 @@ VARIABLES = {
 }
 
 
-def read_keras(path):
+def read_keras(path: str | os.PathLike) -> dict[str, dict[str, np.ndarray]]:
     """Reads the layers of a `.h5`, `.weights.h5` or `.keras` file.
 
     Returns:
@@ -40,49 +43,41 @@ def read_keras(path):
         import h5py  # only this format needs it
     except ImportError as error:
         raise UserError(f"{path}: Keras' files need h5py: pip install h5py.") from error
-    layers = {}
+    layers: dict[str, dict[str, np.ndarray]] = {}
 
-    def visit(name, item):
+    def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             layer, variable = _names(name, item.parent.attrs)
             layers.setdefault(layer, {})[variable] = np.asarray(item)
 
-    try:
-        with h5py.File(_hdf5(path), "r") as file:
+    with readable(path, "a Keras file"):
+        hdf5: Any = path
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                hdf5 = io.BytesIO(archive.read("model.weights.h5"))
+        with h5py.File(hdf5, "r") as file:
             file.visititems(visit)
-    except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: cannot be read as a Keras file ({type(error).__name__}: {error}); "
-            "if it was copied or downloaded, it is probably truncated: get it again."
-        ) from error
     return layers
 
 
-def _hdf5(path):
-    if not zipfile.is_zipfile(path):
-        return path
-    with zipfile.ZipFile(path) as archive:
-        return io.BytesIO(archive.read("model.weights.h5"))
-
-
-def _names(dataset, attributes):
+def _names(dataset: str, attributes: Mapping[str, Any]) -> tuple[str, str]:
     """Layer and variable of a dataset, in Keras 3's numbered files and in those before."""
     *_, group, variable = dataset.split("/")
     if group != "vars" or "name" not in attributes:
         return group, variable.split(":")[0]
     layer = str(attributes["name"])
-    names = VARIABLES[_kind(layer)] if _kind(layer) else ()
+    names = VARIABLES.get(_kind(layer), ())
     number = int(variable)
     return layer, names[number] if number < len(names) else variable
 
 
-def _kind(layer):
+def _kind(layer: str) -> str | None:
     if layer in HEADS:
         return "head"
     return layer.rsplit("_", 1)[-1] if layer.endswith(("_conv", "_bn")) else None
 
 
-def from_keras(layers):
+def from_keras(layers: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
     """Turns Keras' layers into our names and layout.
 
     Returns:
@@ -101,23 +96,18 @@ def from_keras(layers):
             tensors[f"params/{path}/kernel"] = Tensor(kernel, f"{layer}/kernel")
         else:
             bias = layers.get(layer.removesuffix("_bn") + "_conv", {}).get("bias", 0.0)
-            tensors |= _batch_norm(path, layer, arrays, bias)
+            mean = arrays["moving_mean"] - bias
+            var = arrays["moving_variance"].astype(np.float64) + (KERAS_BN_EPSILON - BN_EPSILON)
+            tensors |= {
+                f"params/{path}/scale": Tensor(arrays["gamma"], f"{layer}/gamma"),
+                f"params/{path}/bias": Tensor(arrays["beta"], f"{layer}/beta"),
+                f"batch_stats/{path}/mean": Tensor(mean, f"{layer}/moving_mean"),
+                f"batch_stats/{path}/var": Tensor(var, f"{layer}/moving_variance"),
+            }
     return tensors
 
 
-def _batch_norm(path, layer, arrays, conv_bias):
-    var = arrays["moving_variance"].astype(np.float64) + (KERAS_BN_EPSILON - BN_EPSILON)
-    return {
-        f"params/{path}/scale": Tensor(arrays["gamma"], f"{layer}/gamma"),
-        f"params/{path}/bias": Tensor(arrays["beta"], f"{layer}/beta"),
-        f"batch_stats/{path}/mean": Tensor(
-            arrays["moving_mean"] - conv_bias, f"{layer}/moving_mean"
-        ),
-        f"batch_stats/{path}/var": Tensor(var, f"{layer}/moving_variance"),
-    }
-
-
-def _our_path(layer):
+def _our_path(layer: str) -> str | None:
     """'conv3_block2_1_bn' → 'stage2/block2/bn1'; None for a layer that we have not."""
     top = {"conv1_conv": "stem_conv", "conv1_bn": "stem_bn"} | dict.fromkeys(HEADS, "head")
     match = LAYER.fullmatch(layer)

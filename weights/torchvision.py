@@ -6,9 +6,13 @@ torchvision and timm stride their bottlenecks in the 3×3 (`downsample_in='3x3'`
 running variances are unbiased, ours biased: what a batch of n positions adds is n/(n−1) apart.
 """
 
+import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from errors import UserError
 from models.scanned import unstack_blocks
@@ -28,7 +32,7 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
 PREFIXES = ("module.", "_orig_mod.")
 
 
-def state_dict(tree, path):
+def state_dict(tree: Any, path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Finds the state dict in a checkpoint: name → array, without wrappers' prefixes.
 
     Raises:
@@ -36,9 +40,13 @@ def state_dict(tree, path):
     """
     if isinstance(tree, dict):
         for candidate in (tree, *(tree[key] for key in WRAPPERS if key in tree)):
-            if isinstance(candidate, dict) and any(_is_array(v) for v in candidate.values()):
-                arrays = {k: v for k, v in candidate.items() if _is_array(v)}
-                return _without_prefix(arrays)
+            arrays = candidate if isinstance(candidate, dict) else {}
+            arrays = {k: v for k, v in arrays.items() if isinstance(v, np.ndarray)}
+            for prefix in PREFIXES:
+                if all(key.startswith(prefix) for key in arrays):
+                    arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
+            if arrays:
+                return arrays
     holds = list(tree)[:8] if isinstance(tree, dict) else type(tree).__name__
     raise UserError(
         f"{path}: holds {holds} and no state dict; expected name → tensor at the top or under "
@@ -46,18 +54,7 @@ def state_dict(tree, path):
     )
 
 
-def _is_array(value):
-    return isinstance(value, np.ndarray)
-
-
-def _without_prefix(arrays):
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in arrays):
-            arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
-    return arrays
-
-
-def from_torch(arrays):
+def from_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Turns a state dict into our names and layout.
 
     Args:
@@ -69,13 +66,15 @@ def from_torch(arrays):
       left out.
     """
     return {
-        _our_name(key, array.ndim): Tensor(_our_layout(array), key)
+        _our_name(key, array.ndim): Tensor(
+            array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T, key
+        )
         for key, array in arrays.items()
         if not key.endswith(COUNTER)
     }
 
 
-def _our_name(key, ndim):
+def _our_name(key: str, ndim: int) -> str:
     match = KEY.fullmatch(key)
     if not match:
         return key
@@ -91,26 +90,20 @@ def _our_name(key, ndim):
     return f"params/{path}/{kind}"
 
 
-def _our_layout(array):
-    if array.ndim == 4:
-        return array.transpose(2, 3, 1, 0)
-    return array.T if array.ndim == 2 else array
-
-
-def torch_name(path):
+def torch_name(path: str) -> str:
     """The torch key of one of our paths: 'params/head/kernel' → 'fc.weight'."""
     _, *modules, kind = path.split("/")
     if len(modules) == 3:
         stage, block, layer = modules
-        stage, block = stage.removeprefix("stage"), int(block.removeprefix("block")) - 1
-        layer = f"layer{stage}.{block}.{BLOCK_LAYERS.get(layer, layer)}"
+        stage, number = stage.removeprefix("stage"), int(block.removeprefix("block")) - 1
+        layer = f"layer{stage}.{number}.{BLOCK_LAYERS.get(layer, layer)}"
     else:
         layer = ".".join(TOP_LAYERS.get(module, module) for module in modules)
     kind = {"kernel": "weight", "scale": "weight", **STATISTICS}.get(kind, kind)
     return f"{layer}.{kind}"
 
 
-def to_torch(variables):
+def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Turns our variables into a state dict that torch loads with `strict=True`.
 
     Args:
@@ -121,7 +114,7 @@ def to_torch(variables):
       each BN. Layers that torchvision's networks lack (gates, BN after the addition) keep ours.
     """
     state = {}
-    for path, leaf in flatten(unstack_blocks(variables)).items():
+    for path, leaf in flatten_dict(unstack_blocks(variables), sep="/").items():
         array = np.asarray(leaf, np.float32)
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
         name = torch_name(path)
@@ -129,12 +122,3 @@ def to_torch(variables):
         if path.endswith("/var"):
             state[name.removesuffix("running_var") + COUNTER] = np.zeros((), np.int64)
     return state
-
-
-def flatten(tree, prefix=""):
-    """Nested dictionaries as one: {'params': {'head': {'bias': b}}} → {'params/head/bias': b}."""
-    flat = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        flat |= flatten(value, f"{path}/") if isinstance(value, dict) else {path: value}
-    return flat

@@ -32,7 +32,7 @@ def keys(number=BATCH, seed=0):
 VALID = np.ones(BATCH, bool)
 
 # Compiled, as in the train step; and much faster than one operation at a time.
-pad_crop_flip = jax.jit(dt.pad_crop_flip, static_argnames=("pad", "flip", "fill"))
+pad_crop_flip = jax.jit(dt.pad_crop_flip, static_argnames=("pad", "flip"))
 pca_noise = jax.jit(dt.pca_noise, static_argnames="std")
 random_erasing = jax.jit(mixup.random_erasing, static_argnames="probability")
 mix = jax.jit(mixup.mix, static_argnames=("mixup", "cutmix"))
@@ -127,12 +127,6 @@ def test_no_pad_no_flip_is_the_identity(images):
     np.testing.assert_array_equal(pad_crop_flip(keys(), images, pad=0, flip=False), images)
 
 
-def test_padding_takes_the_fill_value():
-    images = np.full((64, 4, 4, 1), 9, np.uint8)
-    result = np.asarray(pad_crop_flip(keys(64), images, pad=2, flip=False, fill=123))
-    assert set(np.unique(result)) == {9, 123}
-
-
 # ---- Normalisation
 
 
@@ -144,7 +138,6 @@ def test_normalize_by_channel_and_by_pixel(images):
     assert per_pixel.mean.shape == (HEIGHT, WIDTH, 3) and per_pixel.std.shape == (3,)
     normalized = normalization.normalize(images, *per_pixel)
     np.testing.assert_allclose(np.mean(normalized, axis=0), 0, atol=1e-5)
-    assert normalization.normalize(images, *per_pixel, jnp.bfloat16).dtype == jnp.bfloat16
 
 
 def test_statistics_are_those_of_numpy():
@@ -256,14 +249,10 @@ def test_an_invalid_partner_is_not_mixed_in(images, targets):
     np.testing.assert_array_equal(soft[3], targets[3])
 
 
-def test_mix_off_and_wrong_arguments(images, targets):
+def test_mix_off(images, targets):
     floats = jnp.asarray(images, jnp.float32)
     same, labels = mixup.mix(keys(), floats, targets, VALID)
     assert same is floats and labels is targets
-    with pytest.raises(UserError, match="pair neighbours"):
-        mix(keys(3), floats[:3], targets[:3], VALID[:3], mixup=0.2)
-    with pytest.raises(UserError, match="alpha must be"):
-        mix(keys(), floats, targets, VALID, mixup=-1)
 
 
 # ---- Erasing
@@ -290,8 +279,6 @@ def test_random_erasing_probability(images):
     floats = jnp.asarray(images, jnp.float32)
     np.testing.assert_array_equal(random_erasing(keys(), floats, probability=0.0), floats)
     assert (np.asarray(random_erasing(keys(), floats, probability=1.0)) == 0).any((1, 2, 3)).all()
-    with pytest.raises(UserError, match="probability"):
-        random_erasing(keys(), floats, probability=1.5)
 
 
 def test_raw_keys_work_as_well(images):
@@ -316,8 +303,6 @@ def test_random_resized_crop_is_a_linear_map_of_the_ramp():
     assert np.asarray(out).min() >= 0
     assert np.asarray(out).max() <= 15
     assert len(np.unique(np.asarray(out)[:, 8, 8, 0].round(2))) > 16  # the boxes differ
-    with pytest.raises(UserError, match="augment.area"):
-        dt.random_resized_crop(keys(32), ramp, area=(0.5, 0.2), aspect=(1, 1), flip=False)
 
 
 def test_boxes_beyond_the_image_shrink_it():

@@ -1,4 +1,4 @@
-"""The authors' `.caffemodel`: written here with google.protobuf, read without it.
+"""The authors' `.caffemodel`, written here by a schema of our own.
 
 The network behind it is the independent torch one with Caffe's pooling
 (tests/support/torch_resnet.py); its weights are put into Caffe's layers: BGR, a bias in conv1,
@@ -16,8 +16,8 @@ import weights
 from errors import UserError
 from tests.support import reference_weights
 from tests.weights.test_torchvision import REFERENCE, torch_state
+from weights import conventions
 from weights.caffe import from_caffe, read_caffe, read_mean_image
-from weights.door import conventions
 
 CASE = reference_weights.CASES["caffe50"]
 FACTOR = 999.98

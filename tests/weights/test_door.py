@@ -9,7 +9,7 @@ import models
 import weights
 from errors import UserError
 from tests.support.reference_weights import write_safetensors
-from weights.door import Conventions, conventions
+from weights import Conventions, conventions
 from weights.torchvision import to_torch
 
 CIFAR = {"depth": 8, "stem": "cifar", "width": 4}

@@ -14,7 +14,7 @@ import models
 import weights
 from errors import UserError
 from tests.support import keras_reference
-from weights.door import conventions
+from weights import conventions
 from weights.keras import from_keras, read_keras
 
 REFERENCE = np.load(pathlib.Path(__file__).parents[1] / "support" / "files" / "keras_reference.npz")
