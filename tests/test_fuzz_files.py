@@ -121,7 +121,6 @@ def test_a_folder_with_any_bytes_trains_or_names_the_record(folder, data):
             source,
             TRANSFORMS["none"],
             on_corrupt=policy,
-            max_corrupt_fraction=1.0,
             **options,
         )
         for policy in ("mask", "error")
