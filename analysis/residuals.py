@@ -25,10 +25,10 @@ from run import command, plotting
 from testing.opened_run import OpenedRun
 
 
-def branch_norms(
+def branches_and_shortcuts(
     model: nn.Module, variables: Any, images: jax.Array
-) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Norms of f(x) and of the shortcut per block, means over images.
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """The two summands of every block.
 
     Args:
       model: a residual network of `models.create` with its blocks one by one.
@@ -36,8 +36,7 @@ def branch_norms(
       images: normalised, `[batch, height, width, channels]`.
 
     Returns:
-      `{'stage1/block1': (branch, shortcut, ratio)}`: L2 norms over positions and channels, and the
-      mean of their ratio.
+      `{'stage1/block1': (f(x), shortcut)}`, both `[batch, h, w, features]`.
 
     Raises:
       UserError: a plain network has no shortcut to compare with.
@@ -56,9 +55,24 @@ def branch_norms(
         # The last value of each: a variant's method may call that of the block it varies.
         kept = {name: values[-1] for name, values in state["intermediates"][stage][block].items()}
         shortcut = kept["shortcut"] * (1 - kept["g"]) if "g" in kept else kept["shortcut"]
-        branch, shortcut = _norm(kept["f"]), _norm(shortcut)
+        found[f"{stage}/{block}"] = (kept["f"], shortcut)
+    return found
+
+
+def branch_norms(
+    model: nn.Module, variables: Any, images: jax.Array
+) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Norms of `branches_and_shortcuts`, means over images.
+
+    Returns:
+      `{'stage1/block1': (branch, shortcut, ratio)}`: L2 norms over positions and channels, and the
+      mean of their ratio.
+    """
+    found = {}
+    for name, parts in branches_and_shortcuts(model, variables, images).items():
+        branch, shortcut = map(_norm, parts)
         ratio = branch / jnp.maximum(shortcut, jnp.finfo(jnp.float32).tiny)
-        found[f"{stage}/{block}"] = (branch.mean(), shortcut.mean(), ratio.mean())
+        found[name] = (branch.mean(), shortcut.mean(), ratio.mean())
     return found
 
 
