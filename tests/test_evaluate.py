@@ -9,7 +9,7 @@ import evaluate
 import train
 from configs import digits
 from errors import UserError
-from testing import opened_run, precise_bn
+from testing import opened_run
 
 
 @pytest.fixture(scope="module")
