@@ -29,6 +29,7 @@ from data.facts import Facts
 from data.feed import Feed
 from errors import UserError
 from input_pipeline import open_data
+from models.ops.compiler import compiler_options
 from run import files, provenance
 from run.mesh import DATA_AXIS, make_mesh
 from run.workdir import Workdir
@@ -36,7 +37,6 @@ from testing import opened_run, precise_bn, protocols
 from testing.opened_run import OpenedRun
 from training.check import check
 from training.start import adopted
-
 
 IN_FLIGHT = 2  # batches that the host may be ahead of the device
 
@@ -141,15 +141,14 @@ def _scores(model, protocol, mesh):
         views = protocol.views(images, normalization)
         return protocols.log_probabilities(model, variables, views, protocol.averages_scores)
 
-    return jax.jit(
-        jax.shard_map(
-            scores,
-            mesh=mesh,
-            in_specs=(P(), P(), P(DATA_AXIS)),
-            out_specs=P(DATA_AXIS),
-            check_vma=False,
-        )
+    sharded = jax.shard_map(
+        scores,
+        mesh=mesh,
+        in_specs=(P(), P(), P(DATA_AXIS)),
+        out_specs=P(DATA_AXIS),
+        check_vma=False,
     )
+    return jax.jit(sharded, compiler_options=compiler_options())
 
 
 @functools.lru_cache(maxsize=2)

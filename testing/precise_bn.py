@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data.normalization import normalize
 from errors import UserError
+from models.ops.compiler import compiler_options
 from models.ops.norm import BN_MOMENTUM
 from run import files
 from run.checkpoint import fill, flatten
@@ -113,15 +114,14 @@ def _moments(model, data, mesh):
         )
         return order, jax.lax.pmean(both, DATA_AXIS)
 
-    return jax.jit(
-        jax.shard_map(
-            moments,
-            mesh=mesh,
-            in_specs=(P(), P(), P(), P(), data.feed_spec),
-            out_specs=P(),
-            check_vma=False,
-        )
+    sharded = jax.shard_map(
+        moments,
+        mesh=mesh,
+        in_specs=(P(), P(), P(), P(), data.feed_spec),
+        out_specs=P(),
+        check_vma=False,
     )
+    return jax.jit(sharded, compiler_options=compiler_options())
 
 
 def _map_layers(convert, stats):
