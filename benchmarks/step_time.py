@@ -2,10 +2,11 @@
 
     python -m benchmarks.step_time --torch_python=/path/to/python-with-torch
 
-Prints a row per network and contender: images/s, the median wall time of a step, processor time
-per step (all threads; on a machine shared with others the steadier figure), achieved operations
-per second, the share of the roofline, and the ratio of images/s to that of the Flax modules. Ours
-and the Flax modules run the same `train_step`, torch the same arithmetic. The rows are kept in
+Every contender runs in a process of its own, and all take turns. Prints a row per network and
+contender: images/s, the median wall time of a step, processor time per step (all threads; on a
+machine shared with others the steadier figure), achieved operations per second, the share of the
+roofline, and the ratio of images/s to that of the Flax modules as they are installed. Ours and the
+Flax modules run the same train step, torch the same arithmetic. The rows are kept in
 `benchmarks/step_time.json` until they are measured again, and `step_time.md` is written from there.
 
 Operations are twice the multiply-adds of convolutions and head, forward and both gradients. The
@@ -19,7 +20,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ from ml_collections import ConfigDict
 
 import models
 from benchmarks import reports
-from benchmarks.peers import PeerResNet
-from benchmarks.whole_step import Row, WholeStep, take_turns, timed
+from benchmarks.whole_step import Row, Times, take_turns, timed
 from errors import UserError
 from models.block import BottleneckBlock
 from models.resnet import architecture
@@ -39,7 +39,9 @@ from run import command, files
 
 COMMAND = "python -m benchmarks.step_time --torch_python=PYTHON"  # of all records together
 RESULTS = Path(__file__).with_suffix(".json")
+ROOT = Path(__file__).parents[1]
 PEER, OURS = "Flax modules", "this repository"
+PEER_WITH_OPTION = "Flax modules, our compiler option"
 SCANNED = "this repository, scan_blocks"
 CPU_ROWS = ("resnet20:128", "resnet56:128", "resnet50:8", "resnet152:4")
 GPU_ROWS = tuple(
@@ -106,18 +108,11 @@ def device_limits(dtype: str) -> tuple[float, float, str]:
     return 2 * 2048**3 / product, 2 * big.nbytes / copy, "measured here"
 
 
-def torch_contender(
-    config: ConfigDict, size: int, classes: int, python: str
-) -> tuple[str, Callable[[int], tuple[float, ...]], subprocess.Popen]:
-    """The same step in torch: its version, a function like `WholeStep.runner`'s, its process.
-
-    Raises:
-      UserError: torch does not come up under `python`.
-    """
+def torch_options(config: ConfigDict, size: int, classes: int, compiled: bool) -> dict[str, Any]:
+    """What `torch_peer.py` is told: the same network, batch and device."""
     m = config.model
     table = architecture(m.stem, m.depth)
-    gpu = jax.default_backend() == "gpu"
-    options = {
+    return {
         "network": {
             "stage_sizes": table.stage_sizes,
             "bottleneck": table.block is BottleneckBlock,
@@ -129,26 +124,57 @@ def torch_contender(
         "batch": config.batch_size,
         "size": size,
         "dtype": m.dtype,
-        "device": "cuda" if gpu else "cpu",
-        "compile": gpu,
+        "device": "cuda" if jax.default_backend() == "gpu" else "cpu",
+        "compile": compiled,
     }
-    script = Path(__file__).with_name("torch_peer.py")
-    process = subprocess.Popen(
-        [python, script, json.dumps(options)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    first = process.stdout.readline()
-    if not first.startswith("ready"):
-        raise UserError(f"--torch_python={python}: said {first!r}; is torch installed there?")
 
-    def run(steps):
-        process.stdin.write(f"{steps}\n")
-        process.stdin.flush()
-        return tuple(map(float, process.stdout.readline().split()))
 
-    return first.split(maxsplit=1)[1].strip(), run, process
+class Contender:
+    """One contender in a process of its own, which runs steps when it is told to.
+
+    Args:
+      words: the command that serves steps (`step_server.py`, `torch_peer.py`).
+
+    Raises:
+      UserError: it does not come up.
+    """
+
+    def __init__(self, words: Sequence[str]):
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        first = self._process.stdout.readline()
+        if not first.startswith("ready"):
+            self.close()
+            raise UserError(f"{' '.join(map(str, words))}: said {first!r} instead of 'ready'.")
+
+    def __call__(self, steps: int) -> Times:
+        """(wall, processor) seconds of so many steps."""
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        return tuple(map(float, self._process.stdout.readline().split()))
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+
+def contenders(row: Row, options: argparse.Namespace) -> dict[str, list[str]]:
+    """Name → command of everything that is compared on one row."""
+    server = [sys.executable, "-m", "benchmarks.step_server", ":".join(map(str, row))]
+    server.append(f"--size={options.size}")
+    words = {PEER: [*server, "--kind=flax"], OURS: [*server, "--kind=ours"]}
+    if jax.default_backend() == "cpu":
+        words[PEER_WITH_OPTION] = [*server, "--kind=flax", "--with_options"]
+    if options.scan:
+        words[SCANNED] = [*server, "--kind=scanned"]
+    if options.torch_python:
+        config, size, classes = row.recipe(options.size)
+        script = Path(__file__).with_name("torch_peer.py")
+        for name, compiled in (("torch", False), ("torch, compiled", True)):
+            told = torch_options(config, size, classes, compiled)
+            words[name] = [options.torch_python, str(script), json.dumps(told)]
+    return words
 
 
 def measure(row: Row, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -163,21 +189,12 @@ def measure(row: Row, options: argparse.Namespace) -> list[dict[str, Any]]:
     """
     measured = reports.environment()
     config, size, classes = row.recipe(options.size)
-    shared = {f: config.model[f] for f in ("depth", "stem", "shortcut", "width", "dtype")}
-    peer = PeerResNet(num_classes=classes, **shared)
-    runs = {
-        PEER: WholeStep(config, peer, size).runner(),
-        OURS: WholeStep.of(row, options.size).runner(),
-    }
-    if options.scan:
-        runs[SCANNED] = WholeStep.of(row, options.size, scan_blocks=True).runner()
-    process = None
-    if options.torch_python:
-        name, runs_torch, process = torch_contender(config, size, classes, options.torch_python)
-        runs[name] = runs_torch
-    middle = take_turns(runs, options.repetitions, options.steps)
-    if process:
-        process.communicate()
+    runs = {name: Contender(words) for name, words in contenders(row, options).items()}
+    try:
+        middle = take_turns(runs, options.repetitions, options.steps)
+    finally:
+        for run in runs.values():
+            run.close()
 
     peak, bandwidth, origin = device_limits(row.dtype)
     costs = layer_costs(models.create(config.model, classes), (row.batch, size, size, 3))

@@ -21,6 +21,7 @@ import models
 from configs import recipes
 from data.normalization import Normalization
 from errors import UserError
+from models.ops.compiler import compiler_options
 from run.mesh import DATA_AXIS, make_mesh, replicate
 from training import step as train_step
 
@@ -66,12 +67,17 @@ class Row(NamedTuple):
 class WholeStep:
     """The train step of a config and a model on the first device, before any array is made.
 
+    Args:
+      size: of the images in pixels.
+      with_options: compile with `models.ops.compiler`'s options, as training does.
+
     Attributes:
       state: shapes of the train state; batch: shapes of the images, labels and their validity.
     """
 
-    def __init__(self, config: ConfigDict, model: nn.Module, size: int):
+    def __init__(self, config: ConfigDict, model: nn.Module, size: int, with_options: bool = True):
         self._config, self._model, self._image = config, model, (size, size, 3)
+        self._with_options = with_options
         self._mesh = make_mesh(jax.devices()[:1])
         self.state = train_step.abstract_state(config, model, self._image)
         shape = (config.batch_size,)
@@ -97,7 +103,9 @@ class WholeStep:
             out_specs=P(),
             check_vma=False,
         )
-        return jax.jit(step, donate_argnums=0).trace(self.state, self.batch)
+        options = compiler_options() if self._with_options else None
+        jitted = jax.jit(step, donate_argnums=0, compiler_options=options)
+        return jitted.trace(self.state, self.batch)
 
     def lower(self) -> Any:
         """The traced program for this device's compiler: `jax.stages.Lowered`."""

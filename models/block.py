@@ -1,7 +1,5 @@
 """The paper's residual blocks, `relu(shortcut(x) + f(x))`: equations 1 and 2, figures 2 and 5."""
 
-from typing import Any, ClassVar
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
@@ -16,7 +14,7 @@ class ResidualBlock(nn.Module):
     """A block without its f. All arrays are `[batch, height, width, channels]`."""
 
     spec: BlockSpec
-    expansion: ClassVar[int] = 1  # channels that the block returns, in spec.widths
+    expansion = 1  # channels that the block returns, in spec.widths
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -54,9 +52,8 @@ class ResidualBlock(nn.Module):
         y = self.norm(f"bn{i}", train, last)(self.conv(f"conv{i}", *conv)(x))
         return y if last else relu(y)
 
-    def conv(self, name: str, *shape: int, **options: Any) -> nn.Module:
-        s = self.spec
-        return conv(*shape, dtype=s.dtype, in_loop=s.in_loop, name=name, **options)
+    def conv(self, name: str, *shape: int, **options: bool) -> nn.Module:
+        return conv(*shape, dtype=self.spec.dtype, name=name, **options)
 
     def norm(self, name: str, train: bool, last: bool = False) -> nn.Module:
         return batch_norm(train, name=name, **self.spec.bn(last))

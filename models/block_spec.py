@@ -17,7 +17,6 @@ class BlockSpec:
       dilation_before: of those up to the one that strides, or would if its stride were not
         replaced by dilation.
       dtype: of the computation.
-      in_loop: the block is the body of a loop (`models.ops.conv`).
     """
 
     width: int
@@ -34,7 +33,6 @@ class BlockSpec:
     sync_bn: bool = False
     frozen_bn: bool = False
     dtype: Any = jnp.float32
-    in_loop: bool = False
 
     def bn(self, last: bool = False) -> dict[str, Any]:
         """What a `batch_norm` of the block is given; `last`: it ends f."""

@@ -6,7 +6,6 @@ under `blocks`. `stack_blocks` and `unstack_blocks` work on any tree that has th
 (variables, optimiser state, EMA, a whole train state).
 """
 
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -84,8 +83,7 @@ class Stage(nn.Module):
         return x
 
     def _scanned(self, x, count, train):
-        spec = dataclasses.replace(self.spec.following(), in_loop=True)
-        block = self.block(spec, parent=None)
+        block = self.block(self.spec.following(), parent=None)
         sample = jnp.zeros((1, 1, 1, x.shape[-1]), x.dtype)
 
         def init(key):

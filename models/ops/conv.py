@@ -1,9 +1,9 @@
 """The convolution of every network here: Flax's, with padding that keeps it centred.
 
-Outside of loops it and its gradients are XLA's own. Inside a loop (`lax.scan`) XLA:CPU does not
-bring gradients into the form that its fast kernels take; there `in_loop=True` replaces convolution,
-input gradient and kernel gradient by three operations that other platforms lower to XLA's own.
-Each is linear in both arguments, and their derivatives are one another, to any order.
+Inside a loop (`lax.scan`) XLA:CPU does not bring gradients of convolutions into the form that its
+fast kernels take. So convolution, input gradient and kernel gradient are three operations here,
+which a CPU is given in that form and every other platform as XLA's own. Each is linear in both
+arguments, and their derivatives are one another, to any order.
 """
 
 from functools import partial
@@ -35,7 +35,6 @@ def conv(
     dtype=None,
     name=None,
     kernel_init=he_normal_fan_out,
-    in_loop=False,
     space_to_depth=False,
 ):
     """A square `nn.Conv`.
@@ -48,7 +47,6 @@ def conv(
     Args:
       kernel_size: an odd number; strides, dilation: the same in both directions.
       dtype: of the computation; None takes that of input and parameters.
-      in_loop: for the body of `lax.scan`: same numbers to rounding, fast there on a CPU too.
       space_to_depth: for 7×7 of stride 2: computes it over blocks of 2×2 pixels.
 
     Raises:
@@ -60,7 +58,6 @@ def conv(
             "of it keeps centred; set kernel_size to 1, 3, 5, 7, …"
         )
     padding = dilation * (kernel_size // 2)
-    operation = conv_7x7_of_blocks if space_to_depth else conv_in_loop if in_loop else None
     return nn.Conv(
         features,
         (kernel_size, kernel_size),
@@ -70,7 +67,7 @@ def conv(
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=kernel_init,
-        conv_general_dilated=operation,
+        conv_general_dilated=conv_7x7_of_blocks if space_to_depth else convolve,
         name=name,
     )
 
@@ -101,8 +98,8 @@ def conv_7x7_of_blocks(x, kernel, *_, **__):
     )
 
 
-def conv_in_loop(x, kernel, window_strides, padding, *, rhs_dilation, **_):
-    """`lax.conv_general_dilated` as `nn.Conv` calls it for `conv`, for the body of a loop."""
+def convolve(x, kernel, window_strides, padding, *, rhs_dilation, **_):
+    """`lax.conv_general_dilated`, with the arguments that `nn.Conv` calls it with for `conv`."""
     del padding  # follows from kernel and dilation
     return _conv_p.bind(
         *_vary_alike(x, kernel),

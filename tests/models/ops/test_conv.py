@@ -55,13 +55,11 @@ def reference(x, kernel, strides=1, dilation=1):
     )
 
 
-def operation(strides=1, dilation=1, *, in_loop=False):
+def operation(strides=1, dilation=1):
     """The module's own computation as a function of x and kernel."""
 
     def run(x, kernel):
-        module = conv(
-            kernel.shape[3], kernel.shape[0], strides, dilation, dtype=x.dtype, in_loop=in_loop
-        )
+        module = conv(kernel.shape[3], kernel.shape[0], strides, dilation, dtype=x.dtype)
         return module.apply({"params": {"kernel": kernel}}, x)
 
     return run
@@ -89,14 +87,13 @@ def assert_agree(got, expected, tolerance=1e-5):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
-@pytest.mark.parametrize("in_loop", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_value_and_both_gradients_are_those_of_xlas_convolution(case, in_loop):
+def test_value_and_both_gradients_are_those_of_xlas_convolution(case):
     _, strides, dilation, _, _ = case
 
     @jax.jit
     def both(x, kernel):
-        ours = value_and_gradients(operation(strides, dilation, in_loop=in_loop), x, kernel)
+        ours = value_and_gradients(operation(strides, dilation), x, kernel)
         theirs = value_and_gradients(lambda *a: reference(*a, strides, dilation), x, kernel)
         return ours, theirs
 
@@ -107,9 +104,7 @@ def test_value_and_both_gradients_are_those_of_xlas_convolution(case, in_loop):
 def test_bfloat16_is_as_near_to_float32_as_xlas(case):
     _, strides, dilation, _, _ = case
     exact = value_and_gradients(lambda *a: reference(*a, strides, dilation), *arrays(case))
-    got = value_and_gradients(
-        operation(strides, dilation, in_loop=True), *arrays(case, jnp.bfloat16)
-    )
+    got = value_and_gradients(operation(strides, dilation), *arrays(case, jnp.bfloat16))
     assert all(a.dtype == jnp.bfloat16 for a in got)
     assert_agree([a.astype(jnp.float32) for a in got], exact, tolerance=2e-2)
 
@@ -129,7 +124,7 @@ def test_scanned_gradients_are_those_of_the_unrolled_blocks():
     x = jnp.asarray(rng.standard_normal((2, 5, 5, 4)), jnp.float32)
 
     def scanned(kernels):
-        y, _ = lax.scan(lambda x, k: (jnp.tanh(operation(in_loop=True)(x, k)), None), x, kernels)
+        y, _ = lax.scan(lambda x, k: (jnp.tanh(operation()(x, k)), None), x, kernels)
         return jnp.sum(y**2)
 
     def unrolled(kernels):
@@ -147,7 +142,7 @@ def test_no_convolution_is_left_to_the_loop_in_a_transposed_form():
 
     def loss(kernels):
         x = jnp.ones((2, 5, 5, 8))
-        return lax.scan(lambda x, k: (operation(in_loop=True)(x, k), None), x, kernels)[0].sum()
+        return lax.scan(lambda x, k: (operation()(x, k), None), x, kernels)[0].sum()
 
     compiled = jax.jit(jax.grad(loss)).lower(kernels).compile().as_text()
     # The operation with its attributes, without names of files, which may contain anything.
@@ -168,7 +163,7 @@ def test_gradients_under_shard_map(check_vma):
         return jax.grad(lambda k: jnp.sum(f(x, k) ** 2))(kernel)
 
     def local(x, kernel):
-        grad = gradient(operation(in_loop=True), x, kernel)
+        grad = gradient(operation(), x, kernel)
         # With the check on, the kernel is known to be shared and its gradient is summed already.
         return grad if check_vma else lax.psum(grad, "data")
 
@@ -190,7 +185,7 @@ def test_gradients_under_vmap_and_remat():
         return [*jax.vmap(both, (None, 0))(x, kernels), *jax.vmap(both, (0, 0))(xs, kernels)]
 
     expected = gradients(reference)
-    ours = operation(in_loop=True)
+    ours = operation()
     assert_agree(gradients(ours), expected)
     assert_agree(gradients(jax.checkpoint(ours)), expected)
 
@@ -209,7 +204,7 @@ def test_derivatives_of_any_order_and_mode_are_xlas(case):
         hessian = jax.hessian(lambda k: jnp.sum(jnp.sin(f(x, k))))(kernel)
         return [linear, *forward_over_reverse, *pull(tangents), hessian]
 
-    ours = jax.jit(lambda: derivatives(operation(strides, dilation, in_loop=True)))()
+    ours = jax.jit(lambda: derivatives(operation(strides, dilation)))()
     assert_agree(ours, jax.jit(lambda: derivatives(lambda *a: reference(*a, strides, dilation)))())
 
 
@@ -224,7 +219,7 @@ def test_gpu_and_tpu_get_xlas_own_convolution_and_its_transposes(case, platform)
         text = run.lower(lowering_platforms=(platform,)).as_text()
         return collections.Counter(re.findall(r"\bstablehlo\.\w+", text))
 
-    ours = operations(operation(strides, dilation, in_loop=True))
+    ours = operations(operation(strides, dilation))
     assert ours["stablehlo.convolution"] == 3
     assert ours == operations(lambda *a: reference(*a, strides, dilation))
 
