@@ -28,19 +28,13 @@ if typing.TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
 
 
-class DataSet(typing.NamedTuple):
-    """What this program knows beyond TFDS: records of the complete set, and the config to use."""
-
-    records: dict[str, int]
-    config: str
-
-
+# Data set → the config to use, and the records of the complete set.
 DATA_SETS = {
-    "imagenet2012": DataSet({"train": 1_281_167, "validation": 50_000}, "resnet50"),
-    "cifar10": DataSet({"train": 50_000, "test": 10_000}, "cifar10"),
-    "cifar100": DataSet({"train": 50_000, "test": 10_000}, "cifar100"),
-    "fashion_mnist": DataSet({"train": 60_000, "test": 10_000}, "fashion_mnist"),
-    "mnist": DataSet({"train": 60_000, "test": 10_000}, "fashion_mnist"),
+    "imagenet2012": ("resnet50", {"train": 1_281_167, "validation": 50_000}),
+    "cifar10": ("cifar10", {"train": 50_000, "test": 10_000}),
+    "cifar100": ("cifar100", {"train": 50_000, "test": 10_000}),
+    "fashion_mnist": ("fashion_mnist", {"train": 60_000, "test": 10_000}),
+    "mnist": ("fashion_mnist", {"train": 60_000, "test": 10_000}),
 }
 IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -225,17 +219,17 @@ def convert(name: str, source: Path, data_dir: Path) -> "DatasetBuilder":
 
 def report(builder: "DatasetBuilder", data_dir: Path) -> str:
     """What was prepared, how many records, and the config that uses it."""
-    known = DATA_SETS.get(builder.name, DataSet({}, "resnet50"))
+    config, records = DATA_SETS.get(builder.name, ("resnet50", {}))
     lines = [f"{builder.name} {builder.version} is prepared in {builder.data_path}"]
     found = {split: info.num_examples for split, info in builder.info.splits.items()}
-    for split, expected in (found | known.records).items():
+    for split, expected in (found | records).items():
         number = found.get(split, 0)
         line = f"  {split:<12}{number:>12,} records"
         if number != expected:
             line += f"  (the complete set has {expected:,}: are the archives complete?)"
         lines.append(line)
-    dataset = f"tfds:{builder.name}" if known.config == "resnet50" else builder.name
-    command = f"python main.py --config=configs/{known.config}.py --config.dataset={dataset}"
+    dataset = f"tfds:{builder.name}" if config == "resnet50" else builder.name
+    command = f"python main.py --config=configs/{config}.py --config.dataset={dataset}"
     lines += ["use it with", f"  {command} --config.data_dir={data_dir} --workdir=DIR"]
     return "\n".join(lines)
 

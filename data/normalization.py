@@ -1,5 +1,6 @@
 """Normalisation of images: the constants of a run, and applying them."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -69,16 +70,16 @@ CONSTANTS = {
 }
 
 
-def by_name(name: str, images: np.ndarray | None) -> Normalization:
+def by_name(name: str, images: Callable[[], np.ndarray]) -> Normalization:
     """What `config.data.normalization` names.
 
     Args:
       name: one of `CONSTANTS`, or 'per_pixel' or 'per_channel' for the statistics of `images`.
-      images: uint8 training images `[number, height, width, channels]`, if need be.
+      images: gives uint8 training images `[number, height, width, channels]`, if need be.
     """
     if name in CONSTANTS:
         return CONSTANTS[name]
-    return Normalization.from_images(images, per_pixel=name == "per_pixel")
+    return Normalization.from_images(images(), per_pixel=name == "per_pixel")
 
 
 def normalize(

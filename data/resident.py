@@ -43,7 +43,7 @@ class Resident:
             dataset=config.dataset,
             label_names=train.label_names,
             image_shape=train.images.shape[1:],
-            normalization=normalization.by_name(config.data.normalization, train.images),
+            normalization=normalization.by_name(config.data.normalization, lambda: train.images),
             num_train=len(train.images),
         )
         self.corrupt = CorruptRecords(0.0, self.split_size)

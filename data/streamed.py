@@ -41,7 +41,7 @@ class Streamed:
             dataset=config.dataset,
             label_names=tuple(train.label_names),
             image_shape=(size, size, 3),
-            normalization=self._normalization(train),
+            normalization=normalization.by_name(config.data.normalization, self._sample),
             num_train=len(train),
         )
 
@@ -143,11 +143,9 @@ class Streamed:
             "on_corrupt": d.on_corrupt,
         }
 
-    def _normalization(self, train: sources.Source) -> normalization.Normalization:
-        name = self._config.data.normalization
-        if name in normalization.CONSTANTS:
-            return normalization.CONSTANTS[name]
-        size = self._config.data.image_size
+    def _sample(self) -> np.ndarray:
+        """Training images, for statistics: the same on every process."""
+        train, size = self.source("train"), self._config.data.image_size
         every = max(1, len(train) // NORMALIZATION_SAMPLE)
         sample = _Subset(train, np.arange(0, len(train), every)[:NORMALIZATION_SAMPLE])
         batches = stream.eval_stream(
@@ -158,7 +156,7 @@ class Streamed:
         )
         batch = next(iter(batches))
         check_share(batch.corrupt, len(sample), self._config.data.max_corrupt_fraction)
-        return normalization.by_name(name, batch.arrays["image"][batch.arrays["valid"]])
+        return batch.arrays["image"][batch.arrays["valid"]]
 
 
 class _Subset:

@@ -66,12 +66,9 @@ def read_records(path: Path) -> Iterator[bytes]:
     Raises:
       RecordError: a checksum does not match, or the file is truncated.
     """
-    size, offset = path.stat().st_size, 0
     with open(path, "rb") as file:
-        while offset < size:
-            record = _read(file, path, offset)
-            yield record
-            offset += _HEADER.size + len(record) + _FOOTER_BYTES
+        for offset in record_offsets(path):
+            yield _read(file, path, offset)
 
 
 def record_offsets(path: Path) -> list[int]:
