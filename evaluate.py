@@ -178,7 +178,8 @@ def run(
         work on these images.
     """
     mesh = mesh or make_mesh()
-    trained = adopted(config) if weight_file else Workdir(workdir).read_config()
+    config = adopted(config) if weight_file else config
+    trained = config if weight_file else Workdir(workdir).read_config()
     config = _evaluation_config(config, trained, mesh)
     check(config, mesh.size)
     others = [opened_run.load(folder) for folder in config.eval.ensemble]
@@ -211,6 +212,7 @@ def _evaluation_config(config, trained, mesh):
     merged.data.update(config.data)
     merged.eval.update(config.eval)
     merged.optim.accumulate_steps = 1
+    merged.augment.update(mixup=0.0, cutmix=0.0)  # which pair images of an even batch
     if merged.batch_size % mesh.size:
         merged.batch_size = mesh.size * max(1, merged.batch_size // mesh.size)
     return merged

@@ -10,6 +10,7 @@ import train
 from configs import digits
 from errors import UserError
 from testing import opened_run
+from tests.support.untrained import make_workdir
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,12 @@ def test_precise_statistics_are_stored_on_request(workdir):
 def test_errors_name_the_value(workdir, fields, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         evaluated(workdir, **fields)
+
+
+def test_what_only_training_needs_does_not_stop_an_evaluation(tiny, tmp_path):
+    """30 images a step are an odd number on each of two devices, and mixup would pair them."""
+    tiny.batch_size, tiny.augment.mixup = 30, 0.3
+    assert evaluate.run(tiny, make_workdir(tiny, tmp_path))["images"] == 899
 
 
 def copy_run(workdir, target):

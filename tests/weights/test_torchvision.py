@@ -9,6 +9,7 @@ import pytest
 
 import models
 import weights
+from errors import UserError
 from tests.support import reference_weights
 from tests.support.reference_weights import write_safetensors
 from weights.torchvision import from_torch, state_dict, to_torch, torch_name
@@ -137,7 +138,7 @@ def test_state_dicts_are_found_inside_training_checkpoints():
     weights = {"module.fc.bias": np.zeros(3), "module.conv1.weight": np.zeros((1, 1, 3, 3))}
     found = state_dict({"epoch": 3, "state_dict": weights}, "x.pth")
     assert set(found) == {"fc.bias", "conv1.weight"}
-    with pytest.raises(ValueError, match="epoch"):
+    with pytest.raises(UserError, match="x.pth: holds .*epoch"):
         state_dict({"epoch": 3}, "x.pth")
 
 
