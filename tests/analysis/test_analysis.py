@@ -1,6 +1,7 @@
 """Analysis of networks: identities that must hold, and every command on a tiny run."""
 
 import json
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -235,7 +236,8 @@ def workdir(tmp_path_factory, data_dir):
 
 def outcome(workdir, name):
     content = json.loads((workdir / "analysis" / f"{name}.json").read_text())
-    assert content["header"]["command"].startswith(f"python -m analysis.{name} --workdir=")
+    words = shlex.split(content["header"]["command"])
+    assert words[:4] == ["python", "-m", f"analysis.{name}", f"--workdir={workdir}"]
     return content
 
 
