@@ -22,9 +22,9 @@ def check(config: ConfigDict, devices: int) -> None:
     values = base.flatten(config)
     for name, (_, _, allowed) in FIELDS.items():
         if allowed is not None and values[name] not in allowed:
-            choices = isinstance(allowed, tuple)
-            expected = f"one of {', '.join(map(repr, allowed))}" if choices else allowed
-            raise UserError(f"{name}={values[name]!r}: expected {expected}.")
+            listed = ", ".join(map(repr, allowed)) if isinstance(allowed, tuple) else allowed
+            one_of = "one of " if isinstance(allowed, tuple) else ""
+            raise UserError(f"{name}={values[name]!r}: expected {one_of}{listed}.")
     _check_schedule(config)
     _check_augmentation(config.augment, config.data)
     _check_data(config)
