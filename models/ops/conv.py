@@ -191,7 +191,7 @@ def _primitive(name, default, cpu):
         return jax.vmap(partial(default, **geometry), in_axes=axes)(*arguments), 0
 
     primitive = Primitive(name)
-    primitive.def_impl(lambda *a, **geometry: jax.jit(partial(primitive.bind, **geometry))(*a))
+    primitive.def_impl(default)
     primitive.def_abstract_eval(shape)
     batching.primitive_batchers[primitive] = vmapped
     mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=False))

@@ -149,8 +149,10 @@ def assert_near(got, expected, tolerance):
 @pytest.mark.parametrize("train", [True, False], ids=["train", "test"])
 @pytest.mark.parametrize(
     ("fields", "size", "sizes"),
-    [(CIFAR, 8, (1, 1, 1)), (IMAGENET, 32, (2, 2, 2, 2))],
-    ids=["cifar", "imagenet"],
+    [
+        pytest.param(CIFAR, 8, (1, 1, 1), id="cifar"),
+        pytest.param(IMAGENET, 32, (2, 2, 2, 2), id="imagenet", marks=pytest.mark.slow),
+    ],
 )
 def test_every_derivative_is_that_of_plain_flax_modules(fields, size, sizes, train):
     model, variables, images = setting(fields, size)
@@ -164,6 +166,7 @@ def test_every_derivative_is_that_of_plain_flax_modules(fields, size, sizes, tra
         assert_near(got[name], expected[name], 2e-3 * max(1, scale))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False], ids=["train", "test"])
 def test_every_derivative_of_a_loop_is_that_of_the_unrolled_blocks(train):
     fields = CIFAR | {"depth": 20}
