@@ -46,6 +46,7 @@ def losses(workdir):
     return [line["loss"] for line in logs.read_lines(workdir / "metrics.jsonl")]
 
 
+@pytest.mark.slow
 def test_paper_recipe_from_records_is_bit_equal(datasets, tmp_path):
     """With the paper's augmentation; TFRecord keeps the order of array_record."""
     for form in ("array_record", "tfrecord"):
@@ -63,6 +64,7 @@ def test_paper_recipe_from_records_is_bit_equal(datasets, tmp_path):
     assert json.loads((tmp_path / "tfrecord" / "evaluation.json").read_text())["images"] == 10
 
 
+@pytest.mark.slow
 def test_folder_gives_the_losses_of_the_records(datasets, tmp_path):
     """Whole-set batches without random crops: nothing depends on the order of the files."""
     found = {}

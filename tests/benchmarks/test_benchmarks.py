@@ -76,6 +76,7 @@ def test_operations_are_those_of_table_1():
     assert seconds == pytest.approx(2 * 10 + 3 * 10)
 
 
+@pytest.mark.slow
 def test_step_time_writes_records_and_report(tmp_path):
     results = tmp_path / "step_time.json"
     arguments = ["--rows=resnet8:2", "--size=8", "--repetitions=1", f"--results={results}"]
@@ -133,6 +134,7 @@ def test_a_device_that_does_not_say_what_it_holds_is_asked_for():
         memory.device_limit()
 
 
+@pytest.mark.slow
 def test_the_loop_and_the_bare_step_are_timed_on_a_terminal(data_dir, tmp_path):
     config = loop_overhead.recipe("resnet8", steps=4, log_every=2, checkpoint_every=4)
     config.data_dir, config.model.width, config.batch_size = data_dir, 4, 32

@@ -51,6 +51,7 @@ def everything(keys, images, targets, valid):
 # ---- Keys
 
 
+@pytest.mark.slow
 def test_sharding_and_compilation_change_nothing(images, targets):
     arguments = keys(), jnp.asarray(images), targets, jnp.asarray(VALID)
     expected = jax.jit(everything)(*arguments)

@@ -181,6 +181,7 @@ def test_figure7_is_the_spread_of_bn_outputs(grid):
     np.testing.assert_allclose(found["std"], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_figure7_and_table4_from_workdirs_and_the_report(grid, monkeypatch, capsys):
     _, folder, _ = grid
     out = str(folder / "out")

@@ -47,6 +47,7 @@ def test_two_devices_with_synchronised_bn_equal_one(tiny):
     np.testing.assert_allclose(window1.loss, window2.loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_synchronisation_only_bn_statistics_differ(tiny):
     """With frozen BN (no batch statistics) the two agree; with per-device BN they do not."""
     (one, _), (two, _) = run(tiny, ONE), run(tiny, TWO)
@@ -104,6 +105,7 @@ def test_accumulation_equals_the_whole_batch(tiny):
     np.testing.assert_allclose(window.loss, window_of_parts.loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_steps_in_one_dispatch_are_the_same_steps(tiny):
     single, _ = run(tiny, TWO, steps=4)
     tiny.steps_per_dispatch = 4

@@ -69,6 +69,7 @@ def recipe(folder, arg):
     return config
 
 
+@pytest.mark.slow
 def test_a_linear_probe_changes_the_head_alone(folder, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="residual"):
         result = train.train(recipe(folder, "probe"), tmp_path / "run")
