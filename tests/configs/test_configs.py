@@ -129,7 +129,11 @@ def test_every_field_is_read():
         ("def f(config):\n def g(): return o.nesterov\n o = config.optim", {"optim.nesterov"}),
         ("def f(optim): return optim.nesterov", {"optim.nesterov"}),
         ("def f(config): return config['eval']['split']", {"eval.split"}),
+        ("def f(c):\n for n in ('pad', 'flip'): g(c.augment[n])", {"augment.pad", "augment.flip"}),
+        ("def f(c):\n w = ('pad',)\n return [c.augment[n] for n in w]", {"augment.pad"}),
         # The words alone are no reader.
+        ("def f(c):\n for n in ('pad',): c.augment[n] = 1", set()),
+        ("def f(c):\n for n in ('pad',): g(c.data, n)", set()),
         ("def f(): 'config.optim.nesterov and o.nesterov'", set()),
         ("def f(nesterov): return nesterov, momentum.nesterov", set()),
         ("def f(config):\n config.optim.nesterov = True", set()),

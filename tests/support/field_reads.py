@@ -10,20 +10,22 @@ def reads(tree):
     """The dotted names, e.g. 'optim.momentum', that a file reads of something called a config.
 
     A read is `config.optim.momentum`, `self._config.optim["momentum"]`, or `o.momentum` where `o`
-    was set to `config.optim` in the same function or its class; also `optim.momentum` where `optim`
-    is a parameter. Writing a field, giving it to `update` or naming it in a text is none.
+    was set to `config.optim` in the same function; also `optim.momentum` where `optim` is a
+    parameter, and `config.optim[name]` in a loop over names that are written down. Writing a field,
+    giving it to `update` or naming it in a text is none.
     """
     found = set()
     for scope in _scopes(tree):
-        names = _names_of_groups(scope)
+        names, loops = _names_of_groups(scope), _loops(scope)
         for node in _within(scope):
             base, field = _access(node)
-            if base is None:
-                continue
-            if _is_config(base):
+            if base is not None and _is_config(base):
                 found.add(field)
-            elif group := _group(base, names):
+            elif base is not None and (group := _group(base, names)):
                 found.add(f"{group}.{field}")
+            elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Name):
+                group = isinstance(node.ctx, ast.Load) and _group(node.value, names)
+                found |= {f"{group}.{name}" for name in loops.get(node.slice.id, ()) if group}
     return found
 
 
@@ -79,6 +81,25 @@ def _group(node, names):
         return names.get(node.id)
     base, field = _access(node)
     return field if base is not None and field in GROUPS and _is_config(base) else None
+
+
+def _loops(scope):
+    """Loop variable → the strings that it takes, where these are written down."""
+    written = {
+        node.targets[0].id: _strings(node.value)
+        for node in _within(scope)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    return {
+        node.target.id: written.get(getattr(node.iter, "id", ""), ()) or _strings(node.iter)
+        for node in _within(scope)
+        if isinstance(node, ast.For | ast.comprehension) and isinstance(node.target, ast.Name)
+    }
+
+
+def _strings(node):
+    constants = node.elts if isinstance(node, ast.Tuple | ast.List) else []
+    return [c.value for c in constants if isinstance(c, ast.Constant) and isinstance(c.value, str)]
 
 
 def _names_of_groups(scope):
