@@ -29,7 +29,6 @@ from data.facts import Facts
 from data.feed import Feed
 from errors import UserError
 from input_pipeline import open_data
-from models.ops.compiler import compiler_options
 from run import files, provenance
 from run.mesh import DATA_AXIS, make_mesh
 from run.workdir import Workdir
@@ -148,7 +147,7 @@ def _scores(model, protocol, mesh):
         out_specs=P(DATA_AXIS),
         check_vma=False,
     )
-    return jax.jit(sharded, compiler_options=compiler_options())
+    return jax.jit(sharded)
 
 
 @functools.lru_cache(maxsize=2)

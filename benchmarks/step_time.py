@@ -41,7 +41,7 @@ COMMAND = "python -m benchmarks.step_time --torch_python=PYTHON"  # of all recor
 RESULTS = Path(__file__).with_suffix(".json")
 ROOT = Path(__file__).parents[1]
 PEER, OURS = "Flax modules", "this repository"
-PEER_WITH_OPTION = "Flax modules, our compiler option"
+PEER_AT_ITS_BEST = "Flax modules, Eigen's convolutions"
 SCANNED = "this repository, scan_blocks"
 CPU_ROWS = ("resnet20:128", "resnet56:128", "resnet50:8", "resnet152:4")
 GPU_ROWS = tuple(
@@ -165,7 +165,7 @@ def contenders(row: Row, options: argparse.Namespace) -> dict[str, list[str]]:
     server.append(f"--size={options.size}")
     words = {PEER: [*server, "--kind=flax"], OURS: [*server, "--kind=ours"]}
     if jax.default_backend() == "cpu":
-        words[PEER_WITH_OPTION] = [*server, "--kind=flax", "--with_options"]
+        words[PEER_AT_ITS_BEST] = [*server, "--kind=flax_eigen"]
     if options.scan:
         words[SCANNED] = [*server, "--kind=scanned"]
     if options.torch_python:

@@ -21,7 +21,6 @@ import models
 from configs import recipes
 from data.normalization import Normalization
 from errors import UserError
-from models.ops.compiler import compiler_options
 from run.mesh import DATA_AXIS, make_mesh, replicate
 from training import step as train_step
 
@@ -69,15 +68,21 @@ class WholeStep:
 
     Args:
       size: of the images in pixels.
-      with_options: compile with `models.ops.compiler`'s options, as training does.
+      options: for the compiler; training has none.
 
     Attributes:
       state: shapes of the train state; batch: shapes of the images, labels and their validity.
     """
 
-    def __init__(self, config: ConfigDict, model: nn.Module, size: int, with_options: bool = True):
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: nn.Module,
+        size: int,
+        options: dict[str, str] | None = None,
+    ):
         self._config, self._model, self._image = config, model, (size, size, 3)
-        self._with_options = with_options
+        self._options = options
         self._mesh = make_mesh(jax.devices()[:1])
         self.state = train_step.abstract_state(config, model, self._image)
         shape = (config.batch_size,)
@@ -103,8 +108,7 @@ class WholeStep:
             out_specs=P(),
             check_vma=False,
         )
-        options = compiler_options() if self._with_options else None
-        jitted = jax.jit(step, donate_argnums=0, compiler_options=options)
+        jitted = jax.jit(step, donate_argnums=0, compiler_options=self._options)
         return jitted.trace(self.state, self.batch)
 
     def lower(self) -> Any:

@@ -52,8 +52,8 @@ class ResidualBlock(nn.Module):
         y = self.norm(f"bn{i}", train, last)(self.conv(f"conv{i}", *conv)(x))
         return y if last else relu(y)
 
-    def conv(self, name: str, *shape: int, **options: bool) -> nn.Module:
-        return conv(*shape, dtype=self.spec.dtype, name=name, **options)
+    def conv(self, name: str, *shape: int, use_bias: bool = False) -> nn.Module:
+        return conv(*shape, use_bias=use_bias, dtype=self.spec.dtype, name=name)
 
     def norm(self, name: str, train: bool, last: bool = False) -> nn.Module:
         return batch_norm(train, name=name, **self.spec.bn(last))

@@ -23,7 +23,7 @@ class ConstantScaling(ResidualBlock):
         return self.spec.shortcut_scale * super().shortcut(x, train)
 
     def f(self, x: Array, train: bool) -> Array:
-        return self.spec.residual_scale * super().f(x, train)
+        return self.spec.residual_scale * super().f(x, train)  # type: ignore[misc]
 
 
 class ShortcutGating(ResidualBlock):
@@ -81,7 +81,7 @@ class ReluBeforeAddition(ResidualBlock):
         return self.shortcut(x, train) + y if self.spec.residual else y
 
     def f(self, x: Array, train: bool) -> Array:
-        return relu(super().f(x, train))
+        return relu(super().f(x, train))  # type: ignore[misc]
 
 
 class FullPreactivation(ResidualBlock):
@@ -140,11 +140,12 @@ def block_class(form: type[ResidualBlock], fields: Any) -> type[ResidualBlock]:
     """The block that the fields of `config.model` ask for, with the convolutions of `form`."""
     scaled = fields.residual and (fields.shortcut_scale, fields.residual_scale) != (1, 1)
     design = FullPreactivation if fields.preactivation else VARIANTS[fields.variant]
-    return _combined(*([ConstantScaling] if scaled else []), *([design] if design else []), form)
+    classes = (*([ConstantScaling] if scaled else []), *([design] if design else []), form)
+    return _combined(classes)
 
 
 @functools.cache  # equal networks must have the same class
-def _combined(*classes: type[ResidualBlock]) -> type[ResidualBlock]:
+def _combined(classes: tuple[type[ResidualBlock], ...]) -> type[ResidualBlock]:
     if len(classes) == 1:
         return classes[0]
     return type("".join(c.__name__ for c in classes), classes, {})

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from data.normalization import normalize
 from errors import UserError
-from models.ops.compiler import compiler_options
 from models.ops.norm import BN_MOMENTUM
 from run import files
 from run.checkpoint import fill, flatten
@@ -121,7 +120,7 @@ def _moments(model, data, mesh):
         out_specs=P(),
         check_vma=False,
     )
-    return jax.jit(sharded, compiler_options=compiler_options())
+    return jax.jit(sharded)
 
 
 def _map_layers(convert, stats):

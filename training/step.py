@@ -20,7 +20,6 @@ from data import device_transforms, mixup
 from data.feed import Batch
 from data.keys import Purpose, example_keys, key_for
 from data.normalization import Normalization, normalize
-from models.ops.compiler import compiler_options
 from run.mesh import DATA_AXIS
 from training import optim
 
@@ -293,9 +292,7 @@ def make_run(
             (state, order), _ = jax.lax.scan(one, (state, order), length=count)
         return state, order, state.window
 
-    @functools.partial(
-        jax.jit, donate_argnums=(0, 1), static_argnums=3, compiler_options=compiler_options()
-    )
+    @functools.partial(jax.jit, donate_argnums=(0, 1), static_argnums=3)
     def compiled(state, order, feed, count):
         return jax.shard_map(
             functools.partial(run, count=count),

@@ -6,7 +6,9 @@ which a CPU is given in that form and every other platform as XLA's own. Each is
 arguments, and their derivatives are one another, to any order.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,17 +28,17 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def conv(
-    features,
-    kernel_size,
-    strides=1,
-    dilation=1,
+    features: int,
+    kernel_size: int,
+    strides: int = 1,
+    dilation: int = 1,
     *,
-    use_bias=False,
-    dtype=None,
-    name=None,
-    kernel_init=he_normal_fan_out,
-    space_to_depth=False,
-):
+    use_bias: bool = False,
+    dtype: Any = None,
+    name: str | None = None,
+    kernel_init: nn.initializers.Initializer = he_normal_fan_out,
+    space_to_depth: bool = False,
+) -> nn.Conv:
     """A square `nn.Conv`.
 
     Maps `[batch, height, width, in]` to `[batch, ⌈height/s⌉, ⌈width/s⌉, features]`.
@@ -72,7 +74,7 @@ def conv(
     )
 
 
-def conv_7x7_of_blocks(x, kernel, *_, **__):
+def conv_7x7_of_blocks(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
     """A 7×7 convolution of stride 2, as a 4×4 one of stride 1 over blocks of 2×2 pixels.
 
     The kernel gets a row and a column of zeros in front, which makes it 8×8 = 4×4 blocks; with
@@ -98,7 +100,15 @@ def conv_7x7_of_blocks(x, kernel, *_, **__):
     )
 
 
-def convolve(x, kernel, window_strides, padding, *, rhs_dilation, **_):
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    window_strides: Sequence[int],
+    padding: Any,
+    *,
+    rhs_dilation: Sequence[int],
+    **_: Any,
+) -> jax.Array:
     """`lax.conv_general_dilated`, with the arguments that `nn.Conv` calls it with for `conv`."""
     del padding  # follows from kernel and dilation
     return _conv_p.bind(

@@ -6,6 +6,7 @@ exists anyway, and numbers per channel.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,7 +27,7 @@ class BatchNorm(nn.BatchNorm):
     sync: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """Normalises `[batch, height, width, channels]`; statistics are float32."""
         shape = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
@@ -70,7 +71,9 @@ def _average(momentum, old, new):
     return momentum * old + (1 - momentum) * new
 
 
-def batch_norm(train, *, sync, frozen, dtype, name, zero_init=False):
+def batch_norm(
+    train: bool, *, sync: bool, frozen: bool, dtype: Any, name: str, zero_init: bool = False
+) -> BatchNorm:
     """BN as every network here uses it; statistics and parameters are float32.
 
     `sync` takes the statistics over all devices instead of over one device's images (the paper's

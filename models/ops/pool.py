@@ -2,13 +2,14 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 SIZE, STRIDE = 3, 2
 
 
-def max_pool_3x3(x, padded=True):
+def max_pool_3x3(x: jax.Array, padded: bool = True) -> jax.Array:
     """3×3 maximum with stride 2: `[b, h, w, c]` → `[b, ⌈h/2⌉, ⌈w/2⌉, c]` with a ring of padding.
 
     Without it (Caffe) the windows begin one pixel later and may reach over the lower and right
@@ -27,4 +28,5 @@ def _largest_of_three(x, axis):
     """Maximum of entries 0, 1, 2, of 2, 3, 4, … of one axis; the first of equal ones."""
     stop = STRIDE * ((x.shape[axis] - SIZE) // STRIDE) + 1
     entries = [lax.slice_in_dim(x, i, i + stop, STRIDE, axis) for i in range(SIZE)]
-    return functools.reduce(lambda a, b: jnp.where(b > a, b, a), entries)
+    # Not `b > a`: a NaN is the largest, as it is to XLA.
+    return functools.reduce(lambda a, b: jnp.where((a >= b) | jnp.isnan(a), a, b), entries)

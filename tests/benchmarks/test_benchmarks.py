@@ -82,7 +82,7 @@ def test_step_time_writes_records_and_report(tmp_path):
     arguments = ["--rows=resnet8:2", "--size=8", "--repetitions=1", f"--results={results}"]
     step_time.main([*arguments, "--noscan"])
     records = json.loads(results.read_text())
-    expected = [step_time.PEER, step_time.OURS, step_time.PEER_WITH_OPTION]
+    expected = [step_time.PEER, step_time.OURS, step_time.PEER_AT_ITS_BEST]
     assert [r["contender"] for r in records] == expected
     assert records[0]["ratio_to_flax"] == 1
     assert all(r["images_per_s"] > 0 and r["roofline"] > 0 for r in records)

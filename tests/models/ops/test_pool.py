@@ -69,3 +69,10 @@ def test_forward_mode_and_second_derivatives_are_xlas():
         got, expected = f(max_pool_3x3, (x,), (x,)), f(reference, (x,), (x,))
         for a, b in zip(got, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("row", range(3))
+@pytest.mark.parametrize("column", range(3))
+def test_a_nan_anywhere_in_a_window_passes_through(row, column):
+    x = jnp.ones((1, 3, 3, 1)).at[0, row, column, 0].set(jnp.nan)
+    assert jnp.isnan(max_pool_3x3(x, padded=False)).all()
