@@ -5,10 +5,12 @@
 The argument also takes `goyal` (modern baseline) and `quick`: `:resnet20,goyal`.
 """
 
+from ml_collections import ConfigDict
+
 from configs import recipes
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     config = recipes.cifar(arg)
     config.dataset = "cifar10"
     return config

@@ -6,8 +6,10 @@ The argument takes a network (`plain56`, `resnet110`, …), `paper` for section 
 600 steps instead of the one for few images, `goyal` and `quick`: `:plain56,paper`.
 """
 
+from ml_collections import ConfigDict
+
 from configs import recipes
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     return recipes.digits(arg)

@@ -4,10 +4,12 @@ python prepare_data.py fashion_mnist
 python main.py --config=configs/fashion_mnist.py:resnet20      # or plain56, …
 """
 
+from ml_collections import ConfigDict
+
 from configs import recipes
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     config = recipes.cifar(arg, train_images=60_000)
     config.dataset = "fashion_mnist"
     config.data.image_size = 28

@@ -8,11 +8,13 @@ alone (a linear probe), `:quick` shows in twenty steps that everything works. Th
 that `weights` reads; stride, pooling and normalisation become those of their origin.
 """
 
+from ml_collections import ConfigDict
+
 from configs import recipes
 from errors import UserError
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     options = set(filter(None, arg.split(",")))
     if options - {"probe", "quick"}:
         raise UserError(f"config argument {arg!r}: expected 'probe', 'quick', or both.")

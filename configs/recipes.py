@@ -7,6 +7,8 @@ a run of a few steps that only shows that everything works.
 
 import re
 
+from ml_collections import ConfigDict
+
 from configs.base import base
 from configs.fields import IMAGENET_STEPS_PER_EPOCH
 from errors import UserError
@@ -29,7 +31,7 @@ def _parse(arg, default):
     return family, int(depth), options
 
 
-def imagenet(network, arg=""):
+def imagenet(network: str, arg: str = "") -> ConfigDict:
     """The paper's ImageNet recipe, or with `goyal` the baseline of Goyal et al. (1706.02677)."""
     if re.search(r"(resnet|plain)\d", arg):
         raise UserError(f"config argument {arg!r}: the file names the network; use another file.")
@@ -46,7 +48,7 @@ def imagenet(network, arg=""):
     return config
 
 
-def cifar(arg="", default="resnet20", train_images=50_000):
+def cifar(arg: str = "", default: str = "resnet20", train_images: int = 50_000) -> ConfigDict:
     """The paper's CIFAR recipe: 64k steps, option A, per-pixel mean, pad 4 (section 4.2)."""
     family, depth, options = _parse(arg, default)
     config = base()
@@ -76,7 +78,7 @@ def cifar(arg="", default="resnet20", train_images=50_000):
     return config
 
 
-def digits(arg="", default="resnet20"):
+def digits(arg: str = "", default: str = "resnet20") -> ConfigDict:
     """The CIFAR networks on scikit-learn's 8×8 digits: a run of about a minute on two cores.
 
     898 images want more regularisation than the paper's recipe has; `paper` asks for that one, with
@@ -102,7 +104,7 @@ def digits(arg="", default="resnet20"):
     return config
 
 
-def scale_schedule(config, factor):
+def scale_schedule(config: ConfigDict, factor: float) -> None:
     """Scales a run's length and with it every boundary and warm-up, in place."""
     config.num_steps = max(1, round(config.num_steps * factor))
     config.optim.boundaries = tuple(max(1, round(b * factor)) for b in config.optim.boundaries)

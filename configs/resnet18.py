@@ -3,8 +3,10 @@
 python main.py --config=configs/resnet18.py
 """
 
+from ml_collections import ConfigDict
+
 from configs import recipes
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     return recipes.imagenet("resnet18", arg)

@@ -16,7 +16,7 @@ import sys
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """From now on this process reuses what it frees instead of returning it to the system.
 
     All threads share one heap, since the others have no room for large blocks; threads that have

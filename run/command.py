@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from errors import UsageError, UserError
 from run.signals import Interrupted
@@ -32,7 +33,9 @@ class Parser(argparse.ArgumentParser):
             prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> argparse.Namespace:
         """The options, with `command`: the whole command line."""
         words = sys.argv[1:] if args is None else args
         options = super().parse_args(words, namespace)

@@ -5,18 +5,22 @@ one array per shape; `log_probabilities` scores them. Everything here runs insid
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 from PIL import Image
 
 from data import transforms
-from data.normalization import normalize
+from data.normalization import Normalization, normalize
 from errors import UserError
+
+Views = tuple[Array, ...]
 
 TOP_K = 5
 # Longer over shorter side of what multi-scale testing scores. An image takes the nearest, so that
@@ -38,7 +42,7 @@ class Protocol(NamedTuple):
     averages_scores: bool = False
 
 
-def single_view(images, normalization):
+def single_view(images: Array, normalization: Normalization) -> Views:
     """The image as it is: the center crop, or the CIFAR networks' single view (section 4.2)."""
     return (normalize(images, *normalization)[:, None],)
 
@@ -46,12 +50,12 @@ def single_view(images, normalization):
 CENTER = Protocol("center", single_view)
 
 
-def crops_as_they_come(images, normalization):
+def crops_as_they_come(images: Array, normalization: Normalization) -> Views:
     """Crops that the host has cut already: uint8 `[batch, crops, height, width, channels]`."""
     return (_normalized(images, normalization),)
 
 
-def ten_crops(images, normalization, *, pad):
+def ten_crops(images: Array, normalization: Normalization, *, pad: int) -> Views:
     """The standard 10-crop test (section 3.4) for images that are as small as the crops.
 
     Crops of the original size are taken from the image with `pad` zeros on each side, as training
@@ -64,7 +68,9 @@ def ten_crops(images, normalization, *, pad):
     return crops_as_they_come(jnp.concatenate([crops, crops[:, :, :, ::-1]], 1), normalization)
 
 
-def resized_on_device(images, normalization, *, scales):
+def resized_on_device(
+    images: Array, normalization: Normalization, *, scales: Sequence[int]
+) -> Views:
     """Image and mirror image with their shorter side at each scale, from images of one size.
 
     Normalised first: a per-pixel mean is resized with the image.
@@ -77,7 +83,9 @@ def resized_on_device(images, normalization, *, scales):
     )
 
 
-def unpacked(images, normalization, *, shapes):
+def unpacked(
+    images: Array, normalization: Normalization, *, shapes: Sequence[tuple[int, int]]
+) -> Views:
     """Image and mirror image at each of `shapes`, from `pack_scales`'s bytes `[batch, size]`."""
     views, start = [], 0
     for height, width in shapes:
@@ -100,7 +108,9 @@ def _normalized(views, normalization):
     return normalize(flat, mean, std).reshape(views.shape)
 
 
-def log_probabilities(model, variables, views, averages_scores):
+def log_probabilities(
+    model: nn.Module, variables: Any, views: Views, averages_scores: bool
+) -> Array:
     """Log-probabilities float32 `[batch, classes]` of the views of each image.
 
     The head is applied at every position of the last feature map (a 1×1 convolution) and its scores
@@ -120,19 +130,18 @@ def log_probabilities(model, variables, views, averages_scores):
         return endpoints["logits_map"].mean((1, 2))
 
     # One view at a time: the memory of a plain evaluation step, however many views there are.
-    scores = [jax.lax.map(score, jnp.moveaxis(v, 1, 0)) for v in views]
-    scores = jnp.concatenate(scores)
+    scores = jnp.concatenate([jax.lax.map(score, jnp.moveaxis(v, 1, 0)) for v in views])
     if averages_scores:
         return jax.nn.log_softmax(scores.mean(0))
     return mean_log_probabilities(jax.nn.log_softmax(scores))
 
 
-def mean_log_probabilities(log_probabilities):
+def mean_log_probabilities(log_probabilities: Array) -> Array:
     """The logarithm of the mean probability over the first axis, without leaving log space."""
     return jax.nn.logsumexp(log_probabilities, axis=0) - math.log(len(log_probabilities))
 
 
-def score_sums(scores, labels, valid):
+def score_sums(scores: Array, labels: Array, valid: Array) -> tuple[Array, ...]:
     """Sums over the valid examples: cross-entropy, top-1 errors, top-5 errors, their number.
 
     Args:
@@ -150,12 +159,12 @@ def score_sums(scores, labels, valid):
     )
 
 
-def stride(model):
+def stride(model: Any) -> int:
     """Input pixels per position of the last feature map."""
     return 4 if model.stem == "cifar" else model.output_stride
 
 
-def check_scales(model, scales, source="config.eval.scales"):
+def check_scales(model: Any, scales: Sequence[int], source: str = "config.eval.scales") -> None:
     """Raises UserError when a scale leaves the network no position to score."""
     if not scales:
         raise UserError(f"{source}=(): expected at least one shorter side in pixels.")
@@ -167,20 +176,20 @@ def check_scales(model, scales, source="config.eval.scales"):
             )
 
 
-def aspect_bucket(height, width):
+def aspect_bucket(height: int, width: int) -> int:
     """Index into the shapes of `bucket_shape`: the nearest of `ASPECTS`, negative when upright."""
     ratio = max(height, width) / min(height, width)
     nearest = min(range(len(ASPECTS)), key=lambda i: abs(math.log(ratio / ASPECTS[i])))
     return -nearest if height > width else nearest
 
 
-def bucket_shape(bucket, scale):
+def bucket_shape(bucket: int, scale: int) -> tuple[int, int]:
     """`(height, width)` of images of a bucket whose shorter side is `scale` pixels."""
     longer = round(scale * ASPECTS[abs(bucket)])
     return (longer, scale) if bucket < 0 else (scale, longer)
 
 
-def pack_scales(image, shapes):
+def pack_scales(image: np.ndarray, shapes: Sequence[tuple[int, int]]) -> np.ndarray:
     """One image `[height, width, 3]` resized, antialiased, to every shape, as uint8 `[size]`.
 
     Images beyond 2:1 lose the ends of their longer side.

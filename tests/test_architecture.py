@@ -282,3 +282,22 @@ def test_a_rename_is_found():
 def test_no_file_is_too_long(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= MOST_LINES, f"{path}: two rooms would be clearer"
+
+
+def public_functions(tree):
+    """Functions and methods that others call: no underscore, not inside a function."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node)
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node
+
+
+@house_file
+def test_every_public_function_says_its_types(path):
+    for function in public_functions(tree_of(path)):
+        parts = function.args
+        arguments = [*parts.posonlyargs, *parts.args, *parts.kwonlyargs]
+        untyped = [a.arg for a in arguments if not a.annotation and a.arg not in ("self", "cls")]
+        assert not untyped, f"{path}:{function.lineno} {function.name}: {untyped}"
+        assert function.returns, f"{path}:{function.lineno} {function.name}: what it returns"

@@ -3,43 +3,33 @@
 import collections
 import re
 
-import jax
-import jax.numpy as jnp
-import optax
 import pytest
 
-import models
 from benchmarks.peers import PeerResNet
+from benchmarks.whole_step import Row, WholeStep
 
-FIELDS = {"stem": "imagenet", "depth": 18, "shortcut": "B", "width": 4}
+ROW = Row("resnet18", 2)
+SIZE, WIDTH = 32, 4
 
 
-def operations(network, platform):
-    """How often each operation stands in the program of forward, backward and update."""
-    images = jnp.zeros((2, 32, 32, 3))
-    variables = jax.eval_shape(lambda k: network.init(k, images, train=False), jax.random.key(0))
-
-    def step(variables, images):
-        def loss(params):
-            (logits, _), new = network.apply(
-                variables | {"params": params}, images, train=True, mutable=["batch_stats"]
-            )
-            loss = optax.softmax_cross_entropy(logits, jax.nn.one_hot(jnp.arange(2), 10))
-            return loss.mean(), new
-
-        gradients, new = jax.grad(loss, has_aux=True)(variables["params"])
-        return jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], gradients), new
-
-    text = jax.jit(step).trace(variables, images).lower(lowering_platforms=(platform,)).as_text()
+def operations(step, platform):
+    """How often each operation stands in the program of the whole train step."""
+    text = step.trace().lower(lowering_platforms=(platform,)).as_text()
     # Whole tokens of the program; names of files would stand elsewhere.
     return collections.Counter(re.findall(r"\bstablehlo\.(\w+)", text))
+
+
+def flax_step(dtype):
+    config, size, classes = ROW._replace(dtype=dtype).recipe(SIZE, width=WIDTH)
+    fields = {f: config.model[f] for f in ("depth", "stem", "shortcut", "width", "dtype")}
+    return WholeStep(config, PeerResNet(num_classes=classes, **fields), size)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_the_step_is_that_of_plain_flax_modules(platform, dtype):
-    ours = operations(models.create(FIELDS | {"dtype": dtype}, 10), platform)
-    flax = operations(PeerResNet(num_classes=10, dtype=dtype, **FIELDS), platform)
+    ours = operations(WholeStep.of(ROW._replace(dtype=dtype), SIZE, width=WIDTH), platform)
+    flax = operations(flax_step(dtype), platform)
     assert ours["convolution"] == flax["convolution"] == 3 * 20 - 1
     for name in ("optimization_barrier", "case", "custom_call", "scatter", "sort", "while"):
         assert ours[name] == 0, name
@@ -54,7 +44,7 @@ def test_the_step_is_that_of_plain_flax_modules(platform, dtype):
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_loops_have_xlas_convolutions_too(platform):
-    fields = {"stem": "cifar", "depth": 20, "shortcut": "A", "width": 4, "scan_blocks": True}
-    found = operations(models.create(fields, 10), platform)
+    step = WholeStep.of(Row("resnet20", 2), 8, width=WIDTH, scan_blocks=True)
+    found = operations(step, platform)
     assert found["while"] == 6  # three stages, forward and backward
     assert not found["optimization_barrier"] and not found["case"] and not found["custom_call"]
