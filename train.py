@@ -95,10 +95,10 @@ def _newest_state(config, model, facts, checkpoints, mesh):
     template = abstract_state(config, model, facts.image_shape)
     if scanned:
         template = jax.eval_shape(unstack_blocks, template)
-    restored = checkpoints.restore(template)
-    if restored is None:
+    newest = checkpoints.restore(template)
+    if newest is None:
         return replicate(to_host(start.initial_state(config, model, facts)), mesh), 0, True
-    step, state, error = restored
+    step, state, error = newest
     checkpoints.set_aside(newer_than=step)
     LOG.info("Continuing after step %d.", step)
     state = to_host(stack_blocks(state)) if scanned else state

@@ -3,7 +3,7 @@
 On a CPU, XLA asks for the temporary memory of a program at every call and frees it afterwards.
 glibc returns large blocks to the system, which hands them out again page by page and zeroed: a
 fourth of the processor time of a ResNet-20 step, a seventh of ResNet-50's
-(`benchmarks/step_time.md`).
+(`docs/development_log.md`).
 """
 
 import ctypes

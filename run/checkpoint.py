@@ -251,12 +251,12 @@ class Checkpoints:
 
     def _read(self, step):
         """The arrays of a checkpoint by name; raises unless every checksum matches."""
-        restored = self._orbax.restore(
+        saved = self._orbax.restore(
             self._directory / str(step),
             args=ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()),
         )
-        arrays = {name: np.asarray(array) for name, array in restored["state"].items()}
-        found, expected = _digests(arrays), restored["facts"]["digests"]
+        arrays = {name: np.asarray(array) for name, array in saved["state"].items()}
+        found, expected = _digests(arrays), saved["facts"]["digests"]
         wrong = sorted(name for name in found | expected if found.get(name) != expected.get(name))
         if wrong:
             raise ValueError(f"{len(wrong)} arrays differ from their checksum, first {wrong[0]}")
