@@ -52,6 +52,7 @@ def test_protocols_of_a_run(workdir, protocol):
     assert result["loss"] == pytest.approx(evaluated(workdir, protocol=protocol)["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_precise_statistics_are_stored_on_request(workdir):
     result = evaluated(workdir, precise_bn=True, precise_bn_batches=2)
     assert not (workdir / "precise_bn.npz").exists()

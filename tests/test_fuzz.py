@@ -130,6 +130,7 @@ def network(stem, depth):
     return model, jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
 
 
+@pytest.mark.slow
 @fuzz("networks on odd image sizes", NETWORKS, SIDES, SIDES)
 def test_networks_take_images_of_any_size(which, height, width):
     model, variables = network(*which)
@@ -138,6 +139,7 @@ def test_networks_take_images_of_any_size(which, height, width):
     assert logits.shape == (1, 3)
 
 
+@pytest.mark.slow
 @fuzz("forward passes", st.sampled_from([(1, 1), (2000, 3), (3, 2000), (1, 7), (33, 2)]))
 def test_forward_passes_on_odd_image_sizes_are_finite(size):
     model, shapes = network("cifar", 8)

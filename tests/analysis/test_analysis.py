@@ -53,6 +53,7 @@ def test_the_map_adds_up_to_the_logit(small):
     np.testing.assert_allclose(maps.mean((1, 2)) + bias, logits[np.arange(3), classes], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("endpoint", "fields", "side"),
     [
@@ -241,6 +242,7 @@ def outcome(workdir, name):
     return content
 
 
+@pytest.mark.slow
 def test_cam_of_files(workdir, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
@@ -282,6 +284,7 @@ def test_invariance_of_a_run(workdir):
     assert (workdir / "analysis/invariance.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_gradients_of_a_run(workdir):
     argv = [f"--workdir={workdir}", "--images=4", "--runs=2", "--seeds=1", "--depths", "8"]
     assert command.run(gradients.main, argv) == 0

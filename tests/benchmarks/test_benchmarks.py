@@ -117,6 +117,7 @@ def test_the_largest_batch_is_where_the_line_ends():
     assert memory.growth([(110, 2.0), (218, 2.5), (1202, 6.0)]) == (1202 / 110, 3.0)
 
 
+@pytest.mark.slow
 def test_memory_of_a_compiled_step_is_a_line_over_the_batch():
     row, limit = Row("resnet8", 4), 100 * memory.MIB
     policy = memory.measure(row, "none", limit)
@@ -146,6 +147,7 @@ def test_the_loop_and_the_bare_step_are_timed_on_a_terminal(data_dir, tmp_path):
     assert list(markdown.row(turns, "median").values())[1:] == ["275.00", "250.00", "+10.0%"]
 
 
+@pytest.mark.slow
 def test_moments_are_read_from_what_jax_and_the_loop_print(tiny, tmp_path, caplog):
     """A real run, so that a function with another name is noticed."""
     tiny.update(num_steps=startup.FIRST_LOSS, log_every=1, checkpoint_every=startup.FIRST_LOSS)

@@ -106,6 +106,7 @@ def forms(tmp_path_factory):
 FORMS = pytest.mark.parametrize("form", ["array_record", "folder"])
 
 
+@pytest.mark.slow
 @FORMS
 def test_masked_files_are_counted_and_named_and_odd_ones_are_seen(forms, form, tmp_path, caplog):
     size = 18 + len(odd_files()) + len(bad_files())
@@ -228,6 +229,7 @@ def interrupted(tmp_path_factory):
     return config, whole, half, [f"train/thing/{i:02}.jpg" for i in bad]
 
 
+@pytest.mark.slow
 def test_a_continued_run_names_what_was_masked_before(interrupted, tmp_path):
     config, whole, half, bad = interrupted
     lines = logs.read_lines(whole / "metrics.jsonl")

@@ -90,6 +90,7 @@ def test_dilated_features_pass_through_the_strided_ones(fields, stride, images):
     )
 
 
+@pytest.mark.slow
 def test_frozen_batch_norm_trains_as_it_tests(variables, images):
     frozen, usual = small(frozen_bn=True), small()
     tested, _ = usual.apply(variables, images, train=False)

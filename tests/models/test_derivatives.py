@@ -146,12 +146,13 @@ def assert_near(got, expected, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, np.abs(b).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False], ids=["train", "test"])
 @pytest.mark.parametrize(
     ("fields", "size", "sizes"),
     [
         pytest.param(CIFAR, 8, (1, 1, 1), id="cifar"),
-        pytest.param(IMAGENET, 32, (2, 2, 2, 2), id="imagenet", marks=pytest.mark.slow),
+        pytest.param(IMAGENET, 32, (2, 2, 2, 2), id="imagenet"),
     ],
 )
 def test_every_derivative_is_that_of_plain_flax_modules(fields, size, sizes, train):
@@ -181,6 +182,7 @@ def test_every_derivative_of_a_loop_is_that_of_the_unrolled_blocks(train):
         assert_near(got[name], stack_blocks(expected[name]), 2e-3 * max(1, scale))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_forward_loss_and_gradients_are_those_of_single_operations(family):
     fields = FAMILIES[family]

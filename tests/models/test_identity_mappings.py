@@ -165,6 +165,7 @@ class ReZero(ResidualBlock):
         return alpha.astype(self.spec.dtype) * super().f(x, train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_new_block_is_a_class_and_a_row(form, monkeypatch):
     monkeypatch.setitem(VARIANTS, "rezero", ReZero)

@@ -24,6 +24,7 @@ def images(height=9, width=7, channels=3):
         return jax.random.normal(jax.random.key(1), (2, height, width, channels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form",
     [
@@ -70,6 +71,7 @@ def test_segments_grow_with_the_root_of_the_depth():
     assert segment_length("none", 18) == 18
 
 
+@pytest.mark.slow
 def test_scanned_blocks_start_differently():
     variables = small(depth=32, scan_blocks=True).init(KEY, images(), train=False)
     kernel = variables["params"]["stage1"]["blocks"]["conv1"]["kernel"]

@@ -49,6 +49,7 @@ def test_cifar_counts(depth, millions, parameters):
     assert sum(row.parameters for row in rows) == parameters
 
 
+@pytest.mark.slow
 def test_depth_1202_from_a_scanned_network():
     rows = summary(network(depth=1202, scan_blocks=True, remat="segments", **CIFAR), CIFAR_SHAPE)
     assert round(sum(row.multiply_adds for row in rows) / 1e6) == 2829

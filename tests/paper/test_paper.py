@@ -121,6 +121,7 @@ def grid(tmp_path_factory, data_dir):
     return argv, folder, published(figure1, argv)
 
 
+@pytest.mark.slow
 def test_a_training_command_writes_what_a_reader_needs(grid):
     _, folder, content = grid
     head = content["header"]
@@ -219,6 +220,7 @@ def test_figure7_and_table4_from_workdirs_and_the_report(grid, monkeypatch, caps
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_a_report_of_nothing_says_so_everywhere(tmp_path, capsys):
     report.main([f"--results={tmp_path}"])
     assert "0 parts run, 10 not run" in capsys.readouterr().out

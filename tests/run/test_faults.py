@@ -107,6 +107,7 @@ def test_a_signal_stops_after_the_step_and_the_run_continues(config, reference, 
     assert faults.differences(tmp_path, reference) == []
 
 
+@pytest.mark.slow
 def test_a_signal_during_validation_stops_it_and_it_is_done_again(
     config, reference, tmp_path, monkeypatch
 ):
@@ -293,6 +294,7 @@ class Poisoned:
         return order, batch | {"image": batch["image"].astype(jnp.float32) + poison}
 
 
+@pytest.mark.slow
 def test_one_skipped_step_is_named_and_counted_and_the_run_goes_on(
     tiny, tmp_path, monkeypatch, caplog
 ):
@@ -307,6 +309,7 @@ def test_one_skipped_step_is_named_and_counted_and_the_run_goes_on(
     assert "first step 6: loss nan, gradient norm nan, learning rate 0.1\n" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_skipped_step_leaves_no_trace(tiny):
     tiny.optim.update(ema_decay=0.9, warmup_until_error=0.5, on_nonfinite="skip")
     mesh = make_mesh()

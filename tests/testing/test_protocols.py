@@ -245,6 +245,7 @@ def reference_streamed(net, image, scales):
     return softmax(total / (2 * len(scales)))
 
 
+@pytest.mark.slow
 def test_multiscale_of_pictures_of_any_shape(folder, tmp_path):
     root, kept = folder
     config, net = run_of_folder(root, tmp_path)

@@ -95,6 +95,7 @@ def test_per_device_running_averages_are_the_mean_over_devices(tiny):
     )
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_whole_batch(tiny):
     tiny.model.frozen_bn = True  # BN sees the parts
     whole, window = run(tiny, ONE)
@@ -115,6 +116,7 @@ def test_several_steps_in_one_dispatch_are_the_same_steps(tiny):
     assert_close(single.params, together.params, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_step_keeps_float32_state(tiny):
     tiny.model.dtype = "bfloat16"
     state, window = run(tiny, ONE)
@@ -123,6 +125,7 @@ def test_bfloat16_step_keeps_float32_state(tiny):
     assert np.isfinite(window.loss)
 
 
+@pytest.mark.slow
 def test_average_of_weights(tiny):
     tiny.optim.ema_decay = 0.5
     state, _ = run(tiny, ONE, steps=1)
@@ -132,6 +135,7 @@ def test_average_of_weights(tiny):
     assert_close(state.ema["params"], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["mixup", "cutmix", "erase"])
 def test_modern_augmentation_trains(tiny, form):
     tiny.augment[form] = 0.5

@@ -85,6 +85,7 @@ def test_a_linear_probe_changes_the_head_alone(folder, tmp_path, caplog):
         np.testing.assert_array_equal(after[key], before[key], err_msg=key)
 
 
+@pytest.mark.slow
 def test_a_head_is_not_replaced_without_permission(folder, tmp_path):
     config = recipe(folder, "")
     config.replace_head = False
@@ -92,6 +93,7 @@ def test_a_head_is_not_replaced_without_permission(folder, tmp_path):
         train.train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_takes_the_conventions_of_its_weights(folder, tmp_path, caplog):
     config = recipe(folder, "")
     config.optim.learning_rate = 0.0

@@ -71,6 +71,7 @@ def test_logits_and_every_stage_equal_torch(name, loaded):
         )
 
 
+@pytest.mark.slow
 def test_where_a_bottleneck_strides_is_seen(loaded):
     """The same weights with the other stride placement are another network."""
     case = CASES["resnet50_v1"]
