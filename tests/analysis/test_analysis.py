@@ -205,6 +205,7 @@ def test_the_references_of_the_scalar_networks():
     assert brown[15] > 0.6
 
 
+@pytest.mark.slow
 def test_depth_shatters_the_gradients_of_plain_networks():
     """The direction of figure 1 of Balduzzi et al., at lag 5, over a few seeds."""
     at_lag = {}

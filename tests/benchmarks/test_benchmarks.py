@@ -97,6 +97,7 @@ def test_step_time_writes_records_and_report(tmp_path):
     assert again == [other, records[0]]  # a row is replaced as a whole
 
 
+@pytest.mark.slow
 def test_compile_time_extrapolates_openly():
     assert compile_time.extrapolated([20, 110, 218], [11, 56, 110], 1202) == pytest.approx(602)
     measured = compile_time.measure(8, True, 1)

@@ -290,11 +290,13 @@ def test_raw_keys_work_as_well(images):
     )
 
 
+@pytest.mark.slow
 def test_random_resized_crop_of_everything_is_the_image(images):
     same = dt.random_resized_crop(keys(), images, area=(1, 1), aspect=(1, 1), flip=False)
     np.testing.assert_allclose(same, images, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_random_resized_crop_is_a_linear_map_of_the_ramp():
     """On a ramp of columns a box shows as an offset and a slope; it lies inside the image."""
     ramp = jnp.broadcast_to(jnp.arange(16.0)[None, None, :, None], (32, 16, 16, 1))

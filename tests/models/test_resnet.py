@@ -97,6 +97,7 @@ def test_any_image_size(stem, shape):
     assert endpoints["logits_map"].shape[-1] == 1
 
 
+@pytest.mark.slow
 def test_mean_of_logits_map_is_logits():
     model = small()
     logits, endpoints = model.apply(model.init(KEY, images(), train=False), images(), train=False)

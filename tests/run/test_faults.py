@@ -262,6 +262,7 @@ def test_a_log_that_cannot_be_read_is_named(tmp_path):
 # ---- Numbers
 
 
+@pytest.mark.slow
 def test_a_nan_stops_the_run_and_names_step_rate_and_norm(tiny, tmp_path):
     tiny.optim.learning_rate = 1e30
     with pytest.raises(

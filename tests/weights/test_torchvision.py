@@ -82,6 +82,7 @@ def test_where_a_bottleneck_strides_is_seen(loaded):
     assert np.abs(logits - REFERENCE["resnet50_v1/logits"]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_running_averages_follow_torch_up_to_its_unbiased_variance(loaded):
     case = CASES["cifar20"]
     variables = loaded("cifar20")
@@ -98,6 +99,7 @@ def test_running_averages_follow_torch_up_to_its_unbiased_variance(loaded):
         np.testing.assert_allclose(ours[key], theirs, rtol=0, atol=2e-5, err_msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "cifar20"])
 def test_to_torch_gives_torchvisions_keys_and_the_same_numbers(name, loaded):
     state = to_torch(loaded(name))
