@@ -173,18 +173,28 @@ def overlay(image: np.ndarray, activation_map: np.ndarray) -> Image.Image:
     return Image.blend(picture.resize(size, Image.Resampling.BILINEAR), heat, OVERLAY_OPACITY)
 
 
-def save_overlay(prediction: Prediction, folder: Path) -> Path:
-    """Writes the overlay of a prediction into `folder`; the name tells the image's path.
+def save_picture(picture: Image.Image, path: Path, folder: Path, ending: str, advice: str) -> Path:
+    """Writes a PNG made of an image file into `folder`; its name tells the image's path.
+
+    Args:
+      path: of the image file.
+      ending: of the name, e.g. '.cam.png'.
+      advice: what to do when it cannot be written.
 
     Raises:
       UserError: it cannot be written.
     """
-    parts = [part for part in prediction.path.parts if part not in (os.sep, "..", ".")]
-    target = folder / ("__".join(parts) + ".cam.png")
-    picture = overlay(prediction.image, prediction.activation_map)
-    with files.explained(target, "choose another --cam_dir"), files.whole(target) as temporary:
+    parts = [part for part in path.parts if part not in (os.sep, "..", ".")]
+    target = folder / ("__".join(parts) + ending)
+    with files.explained(target, advice), files.whole(target) as temporary:
         picture.save(temporary, "png")
     return target
+
+
+def save_overlay(prediction: Prediction, folder: Path) -> Path:
+    """Writes the overlay of a prediction into `folder`, as `save_picture` does."""
+    picture = overlay(prediction.image, prediction.activation_map)
+    return save_picture(picture, prediction.path, folder, ".cam.png", "choose another --cam_dir")
 
 
 def _as_dict(prediction: Prediction, label_names: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ around the largest region above 20 % of the map's maximum. With `--endpoint` the
 """
 
 import functools
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,8 +29,8 @@ from data.normalization import normalize
 from errors import UserError
 from models.activation_map import class_activation_map
 from models.ops.pool import max_pool_3x3
-from predict import find_images, overlay, preprocess
-from run import command, files
+from predict import find_images, overlay, preprocess, save_picture
+from run import command
 
 BOX_THRESHOLD = 0.2  # of the maximum; Zhou et al., section 3.2
 
@@ -194,10 +193,8 @@ def _draw(path, image, activation_map, label, facts, out, rank):
         outline="white",
         width=2,
     )
-    parts = [part for part in Path(path).parts if part not in (os.sep, "..", ".")]
-    target = Path(out) / "cam" / ("__".join(parts) + f".{rank + 1}.png")
-    with files.explained(target), files.whole(target) as temporary:
-        picture.save(temporary, "PNG")
+    folder, ending = Path(out) / "cam", f".{rank + 1}.png"
+    target = save_picture(picture, Path(path), folder, ending, "choose another --out")
     names = readable(facts.label_names)
     return {
         "image": str(path),
