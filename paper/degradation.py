@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from paper import experiment, numbers, plots, result
-from run import plotting
+from paper import experiment, numbers, plots
+from run import plotting, result
 
 PAPER: dict[str, Any] = numbers.TABLE6 | {"plain110": f"> {numbers.PLAIN110_AT_LEAST:.0f}"}
 

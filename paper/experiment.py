@@ -18,8 +18,7 @@ from ml_collections import ConfigDict
 import train
 from configs import cifar10, cifar100, digits, fashion_mnist, recipes
 from errors import UserError
-from paper import result
-from run import command, logs
+from run import command, logs, result
 from run.workdir import Workdir
 
 LOG = logging.getLogger("residual")

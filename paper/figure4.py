@@ -11,8 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paper import degradation, experiment, imagenet_form, numbers, result
-from run import command
+from paper import degradation, experiment, imagenet_form, numbers
+from run import command, result
 
 TITLE = "Figure 4 and table 2: 18 and 34 layers on ImageNet"
 DEPTHS = {"imagenet": [18, 34], "cifar": [20, 56]}

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from data.normalization import normalize
 from errors import UserError
 from input_pipeline import open_data
-from paper import degradation, experiment, plots, result
-from run import command, plotting
+from paper import degradation, experiment, plots
+from run import command, plotting, result
 from run.mesh import make_mesh
 from testing import opened_run
 

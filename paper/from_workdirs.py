@@ -8,8 +8,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import evaluate
-from paper import result
-from run import command
+from run import command, result
 from run.workdir import Workdir
 from testing import opened_run
 

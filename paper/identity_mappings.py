@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from paper import experiment, numbers, result
-from run import command
+from paper import experiment, numbers
+from run import command, result
 
 TITLE = "Identity mappings: shortcuts (table 1) and activations (table 2)"
 TABLE1: dict[str, dict[str, Any]] = {

@@ -24,14 +24,13 @@ from paper import (
     figure6,
     figure7,
     identity_mappings,
-    result,
     table1,
     table3,
     table4,
     table5,
     table6,
 )
-from run import command, files
+from run import command, files, result
 
 STYLE = """
 :root { color-scheme: light }

@@ -16,8 +16,8 @@ import models
 from configs import recipes
 from models.resnet import architecture
 from models.summary import summary
-from paper import numbers, result
-from run import command
+from paper import numbers
+from run import command, result
 
 TITLE = "Table 1: architectures, parameters and multiply-adds"
 DEPTHS = [18, 34, 50, 101, 152]

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paper import experiment, imagenet_form, numbers, result
-from run import command
+from paper import experiment, imagenet_form, numbers
+from run import command, result
 
 TITLE = "Table 3: identity and projection shortcuts"
 DEPTHS = {"imagenet": [34, 50, 101, 152], "cifar": [56]}

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paper import from_workdirs, numbers, result
-from run import command
+from paper import from_workdirs, numbers
+from run import command, result
 
 TITLE = "Table 4: best single models"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import models
 from models.summary import count_parameters
-from paper import experiment, numbers, result
-from run import command
+from paper import experiment, numbers
+from run import command, result
 
 DEPTHS = [20, 32, 44, 56, 110, 1202]
 TITLE = "Table 6: residual networks of 20 to 1202 layers"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paper import plots, report, result
-from run import plotting
+from paper import plots, report
+from run import plotting, result
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MARGIN = 12  # pixels beside the text, the page's padding

@@ -13,9 +13,9 @@ from run.provenance import provenance
 NOT_RUN = "not run"
 
 
-def parser(name: str, description: str) -> command.Parser:
-    """The arguments of `python -m paper.<name>`, with `name`; so far only `--out`."""
-    p = command.Parser(f"python -m paper.{name}", description)
+def parser(name: str, description: str, room: str = "paper") -> command.Parser:
+    """The arguments of `python -m <room>.<name>`, with `name`; so far only `--out`."""
+    p = command.Parser(f"python -m {room}.{name}", description)
     p.set_defaults(name=name)
     p.add_argument("--out", default="results", help="folder of the JSON, Markdown and figure")
     return p
