@@ -2,7 +2,8 @@
 
     python main.py --config=configs/cifar10.py:resnet110      # or plain56, resnet1202, …
 
-The argument also takes `goyal` (modern baseline) and `quick`: `:resnet20,goyal`.
+The argument also takes `goyal` (modern baseline), `followup` (the warm-up of Identity Mappings) and
+`quick`: `:resnet20,goyal`.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@
     python main.py --config=configs/digits.py      # ResNet-20, about a minute on two cores
 
 The argument takes a network (`plain56`, `resnet110`, …), `paper` for section 4.2's recipe scaled to
-600 steps instead of the one for few images, `goyal` and `quick`: `:plain56,paper`.
+600 steps instead of the one for few images, `followup` (the warm-up of Identity Mappings), `goyal`
+and `quick`: `:plain56,paper`.
 """
 
 from ml_collections import ConfigDict

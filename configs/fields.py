@@ -93,13 +93,20 @@ FIELDS = {
         "steps at which the step schedule decays",
     ),
     "optim.decay_factor": Field(0.1, "of the step schedule"),
-    "optim.warmup_steps": Field(0, "linear warm-up from zero", Range(0, 2**31 - 1)),
+    "optim.warmup_steps": Field(0, "steps of warm-up at the start", Range(0, 2**31 - 1)),
+    "optim.warmup_form": Field(
+        "linear",
+        "of warmup_steps: from zero, or constant at warmup_learning_rate (Identity Mappings: 400)",
+        ("linear", "constant"),
+    ),
     "optim.warmup_until_error": Field(
         0.0,
         "stay at warmup_learning_rate until the training error is below this (0: off)",
         _FRACTION,
     ),
-    "optim.warmup_learning_rate": Field(0.01, "rate of that warm-up (ResNet-110: error < 0.8)"),
+    "optim.warmup_learning_rate": Field(
+        0.01, "rate of a warm-up that is constant or until an error (110 layers: error < 0.8)"
+    ),
     "optim.momentum": Field(0.9, "of SGD", _FRACTION),
     "optim.momentum_form": Field(
         "paper", "paper: v = m·v + lr·g; torch: rate applied after the velocity", ("paper", "torch")

@@ -1,8 +1,9 @@
 """The recipes that the config files share.
 
 A config's argument (what follows the colon in `--config=FILE:ARGUMENT`) is a comma-separated list:
-a network (`resnet110`, `plain56`), `goyal` for the modern baseline of the same network, `quick` for
-a run of a few steps that only shows that everything works.
+a network (`resnet110`, `plain56`), `goyal` for the modern baseline of the same network, `followup`
+for the warm-up of Identity Mappings on CIFAR, `quick` for a run of a few steps that only shows that
+everything works.
 """
 
 import re
@@ -14,19 +15,23 @@ from configs.fields import IMAGENET_STEPS_PER_EPOCH
 from errors import UserError
 
 
-def _parse(arg, default):
+def _parse(arg, default, known):
     """'resnet110,goyal' → ('resnet', 110, {'goyal'})."""
     network, options = default, set()
     for token in filter(None, arg.split(",")):
         if re.fullmatch(r"(resnet|plain)\d+", token):
             network = token
-        elif token in ("goyal", "quick"):
+        elif token in known:
             options.add(token)
         else:
             raise UserError(
                 f"config argument {token!r}: expected a network like 'resnet20' or 'plain56', "
-                "'goyal' or 'quick', separated by commas."
+                f"{', '.join(map(repr, known))}, separated by commas."
             )
+    if {"goyal", "followup"} <= options:
+        raise UserError(
+            f"config argument {arg!r}: 'goyal' has a warm-up of its own; leave one out."
+        )
     family, depth = re.fullmatch(r"([a-z]+)(\d+)", network).groups()
     return family, int(depth), options
 
@@ -35,7 +40,7 @@ def imagenet(network: str, arg: str = "") -> ConfigDict:
     """The paper's ImageNet recipe, or with `goyal` the baseline of Goyal et al. (1706.02677)."""
     if re.search(r"(resnet|plain)\d", arg):
         raise UserError(f"config argument {arg!r}: the file names the network; use another file.")
-    family, depth, options = _parse(arg, network)
+    family, depth, options = _parse(arg, network, ("goyal", "quick"))
     config = base()
     config.model.depth = depth
     config.model.residual = family == "resnet"
@@ -49,15 +54,21 @@ def imagenet(network: str, arg: str = "") -> ConfigDict:
 
 
 def cifar(arg: str = "", default: str = "resnet20", train_images: int = 50_000) -> ConfigDict:
-    """The paper's CIFAR recipe: 64k steps, option A, per-pixel mean, pad 4 (section 4.2)."""
-    family, depth, options = _parse(arg, default)
+    """The paper's CIFAR recipe: 64k steps, option A, per-pixel mean, pad 4 (section 4.2).
+
+    Both twins of a depth have the same warm-up: the paper's from 110 layers on, which it describes
+    for ResNet-110, or with `followup` 400 steps at 0.01 at every depth (Identity Mappings).
+    """
+    family, depth, options = _parse(arg, default, ("goyal", "followup", "quick"))
     config = base()
     config.update(batch_size=128, num_steps=64_000, eval_every=2_000)
     config.model.update(
         depth=depth, residual=family == "resnet", shortcut="A", stem="cifar", width=16
     )
     config.optim.boundaries = (32_000, 48_000)
-    if depth >= 110 and family == "resnet":
+    if "followup" in options:
+        config.optim.update(warmup_form="constant", warmup_steps=400)
+    elif depth >= 110:
         config.optim.warmup_until_error = 0.8
     if depth > 110:
         config.model.scan_blocks = True

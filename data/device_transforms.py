@@ -6,8 +6,8 @@ position — and never on how the batch is sharded. Each transform folds its own
 keys, so that one array of keys serves all of them without correlating, say, the flip with the
 colour.
 
-Order of use: `pad_crop_flip` (uint8) → `pca_noise` (pixel values) → `data.normalization.normalize`
-→ `data.mixup.random_erasing` → `data.mixup.mix` (float).
+Order of use: `random_resized_crop`, `pca_noise` (pixel values) → `data.normalization.normalize` →
+`pad_crop_flip` → `data.mixup.random_erasing` → `data.mixup.mix` (normalised values).
 """
 
 import jax
@@ -34,11 +34,13 @@ PCA_EIGENVECTORS = np.array(
 def pad_crop_flip(keys: jax.Array, images: jax.Array, *, pad: int, flip: bool) -> jax.Array:
     """Pads, crops at random to the original size, mirrors half of the images (section 4.2).
 
+    Apply it after `normalize`: the paper subtracts the per-pixel mean first and pads what is left,
+    so that the border is 0, which is the mean, and a moved pixel keeps the mean of its place.
     Written as one gather with clipped indices: no padded copy of the batch exists.
 
     Args:
       keys: one key per example, [batch].
-      images: [batch, height, width, channels], any dtype.
+      images: [batch, height, width, channels], normalised, any dtype.
       pad: zeros added on each side, ≥ 0.
       flip: whether to mirror left-right with probability 1/2.
     Returns:

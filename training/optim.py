@@ -16,9 +16,10 @@ def learning_rate(optim: ConfigDict, *, num_steps: int, batch_size: int) -> opta
     """The schedule as a function step → learning rate (a float32 scalar).
 
     'step' multiplies by `decay_factor` at each of `boundaries`, 'cosine' falls to zero at
-    `num_steps`; both start with a linear warm-up over `warmup_steps`, whose first step has
-    `peak / warmup_steps`. With `reference_batch` the peak is scaled by
-    `batch_size / reference_batch`, the linear scaling rule (Goyal et al. 2017, section 2.1).
+    `num_steps`; both start with `warmup_steps` of warm-up: 'linear', whose first step has
+    `peak / warmup_steps`, or 'constant' at `warmup_learning_rate`. With `reference_batch` the peak
+    is scaled by `batch_size / reference_batch`, the linear scaling rule (Goyal et al. 2017, section
+    2.1).
     """
     peak = optim.learning_rate
     if optim.reference_batch:
@@ -38,7 +39,11 @@ def learning_rate(optim: ConfigDict, *, num_steps: int, batch_size: int) -> opta
     def schedule(step):
         rate = jnp.asarray(after(step), jnp.float32)
         if optim.warmup_steps:
-            warm = peak * (step + 1) / optim.warmup_steps
+            warm = (
+                peak * (step + 1) / optim.warmup_steps
+                if optim.warmup_form == "linear"
+                else min(peak, optim.warmup_learning_rate)
+            )
             rate = jnp.where(step < optim.warmup_steps, warm, rate)
         return rate.astype(jnp.float32)
 

@@ -189,8 +189,6 @@ def _prepare(config, model, normalization, step, batch):
     positions = jax.lax.axis_index(DATA_AXIS) * local + jnp.arange(local)
     keys = example_keys(key_for(config.seed, Purpose.AUGMENT, step), positions)
     images = batch["image"]
-    if augment.kind == "pad_crop_flip":
-        images = device_transforms.pad_crop_flip(keys, images, pad=augment.pad, flip=augment.flip)
     if augment.kind == "random_resized_crop" and config.data.resident:
         images = device_transforms.random_resized_crop(
             keys, images, area=augment.area, aspect=augment.aspect, flip=augment.flip
@@ -198,6 +196,8 @@ def _prepare(config, model, normalization, step, batch):
     if augment.pca_noise:
         images = device_transforms.pca_noise(keys, images, std=augment.pca_noise)
     images = normalize(images, *normalization)
+    if augment.kind == "pad_crop_flip":
+        images = device_transforms.pad_crop_flip(keys, images, pad=augment.pad, flip=augment.flip)
     if augment.erase:
         images = mixup.random_erasing(keys, images, probability=augment.erase)
     targets = optax.smooth_labels(

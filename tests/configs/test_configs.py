@@ -80,6 +80,28 @@ def test_paper_values():
     assert load("cifar10", "resnet56").optim.warmup_until_error == 0
 
 
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("options", ["", ",followup", ",goyal", ",quick"])
+@pytest.mark.parametrize("depth", [20, 56, 110, 1202])
+def test_twins_share_a_recipe(name, options, depth):
+    residual, plain = (
+        flat(load(name, f"{family}{depth}{options}")) for family in ("resnet", "plain")
+    )
+    differ = {field for field in residual if residual[field] != plain[field]}
+    assert differ - {"model.zero_init_residual"} == {"model.residual"}
+
+
+def test_warmup_of_the_followup():
+    for depth in (20, 110):
+        o = load("cifar10", f"plain{depth},followup").optim
+        assert (o.warmup_form, o.warmup_steps, o.warmup_learning_rate) == ("constant", 400, 0.01)
+        assert o.warmup_until_error == 0
+    with pytest.raises(UserError, match="leave one out"):
+        load("cifar10", "resnet20,goyal,followup")
+    with pytest.raises(UserError, match="followup"):
+        load("resnet50", "followup")
+
+
 def test_goyal_values():
     config = load("resnet50", "goyal")
     assert config.model.downsample_in == "3x3"

@@ -40,10 +40,10 @@ mix = jax.jit(mixup.mix, static_argnames=("mixup", "cutmix"))
 
 def everything(keys, images, targets, valid):
     """All transforms in their order."""
-    images = dt.pad_crop_flip(keys, images, pad=2, flip=True)
     images = normalization.normalize(
         dt.pca_noise(keys, images), *normalization.CONSTANTS["imagenet"]
     )
+    images = dt.pad_crop_flip(keys, images, pad=2, flip=True)
     images = mixup.random_erasing(keys, images, probability=0.5)
     return mixup.mix(keys, images, targets, valid, mixup=0.2, cutmix=1.0)
 

@@ -33,6 +33,14 @@ def test_cosine_with_linear_warmup():
     np.testing.assert_allclose(found[5:], expected, atol=1e-7)
 
 
+def test_constant_warmup():
+    """Identity Mappings' 400 iterations at 0.01, then the schedule as if they had not been."""
+    found = rates([0, 399, 400, 401], warmup_steps=400, warmup_form="constant", boundaries=(401,))
+    np.testing.assert_allclose(found, [0.01, 0.01, 0.1, 0.01], rtol=1e-5)
+    low = rates([0, 4, 5], warmup_steps=5, warmup_form="constant", learning_rate=0.001)
+    np.testing.assert_allclose(low, 0.001, rtol=1e-5)  # never above the rate that follows
+
+
 def test_linear_scaling_rule():
     np.testing.assert_allclose(rates([0], batch_size=1024, reference_batch=256), [0.4], rtol=1e-6)
 

@@ -1,5 +1,6 @@
 """The step: data parallelism, accumulation, augmentation and the NaN policy, on two CPU devices."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,18 @@ def run(config, mesh, steps=2, state=None):
     for _ in range(steps // config.steps_per_dispatch):
         state, order, window = compiled(state, order, next(feed), config.steps_per_dispatch)
     return to_host(state), to_host(window)
+
+
+def first_images(data, mesh):
+    """The pixels that the first step draws, float32."""
+    draw = jax.shard_map(
+        lambda order, arrays: data.draw(order, 0, arrays)[1]["image"],
+        mesh=mesh,
+        in_specs=(jax.sharding.PartitionSpec(),) * 2,
+        out_specs=jax.sharding.PartitionSpec("data"),
+        check_vma=False,
+    )
+    return np.asarray(jax.jit(draw)(data.initial_order(), next(data.feed(0))), np.float32)
 
 
 def assert_close(a, b, **tolerance):
@@ -66,21 +79,9 @@ def test_per_device_running_averages_are_the_mean_over_devices(tiny):
     model = models.create(tiny.model, 10)
     initial = to_host(train_step.create_state(tiny, model, (8, 8, 1)))
 
-    def batch_of(mesh_size):
-        draw = jax.shard_map(
-            lambda order, arrays: data.draw(order, 0, arrays)[1]["image"],
-            mesh=TWO,
-            in_specs=(jax.sharding.PartitionSpec(),) * 2,
-            out_specs=jax.sharding.PartitionSpec("data"),
-            check_vma=False,
-        )
-        images = np.asarray(jax.jit(draw)(data.initial_order(), next(data.feed(0))))
-        return np.split(
-            (images - data.facts.normalization.mean) / data.facts.normalization.std, mesh_size
-        )
-
+    mean, std = data.facts.normalization
     means = []
-    for part in batch_of(2):
+    for part in np.split((first_images(data, TWO) - mean) / std, 2):
         kernel = initial.params["stem_conv"]["kernel"]
         out = jax.lax.conv_general_dilated(
             jnp.asarray(part, jnp.float32),
@@ -142,6 +143,45 @@ def test_modern_augmentation_trains(tiny, form):
     _, window = run(tiny, TWO)
     assert np.isfinite(window.loss)
     assert window.images == 64
+
+
+class Recorder(nn.Module):
+    """A linear classifier whose `batch_stats` are the images that it was given."""
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, images, train):
+        self.variable("batch_stats", "seen", jnp.zeros, images.shape).value = images
+        return nn.Dense(self.num_classes)(images.reshape(len(images), -1)), {}
+
+
+@pytest.mark.parametrize("statistics", ["per_pixel", "per_channel"])
+def test_the_mean_is_subtracted_before_zeros_are_padded(tiny, statistics):
+    """Section 4.2: what the network sees is a crop of the normalised image in a border of zeros."""
+    tiny.data.normalization = statistics
+    tiny.augment.update(kind="pad_crop_flip", pad=2, flip=True)
+    data = input_pipeline.open_data(tiny, ONE)
+    state = train_step.create_state(tiny, Recorder(), data.facts.image_shape)
+    order, feed = data.initial_order(), next(data.feed(0))
+    run = train_step.make_run(tiny, Recorder(), data, ONE)
+    state, _, _ = run(replicate(state, ONE), replicate(order, ONE), feed, 1)
+    mean, std = data.facts.normalization
+    normalized = (first_images(data, ONE) - mean) / std
+    padded = np.pad(normalized, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    moved = 0
+    for image, seen in zip(padded, np.asarray(state.batch_stats["seen"]), strict=True):
+        crops = [
+            image[top : top + 8, left : left + 8][:, ::direction]
+            for top in range(5)
+            for left in range(5)
+            for direction in (1, -1)
+        ]
+        found = [i for i, crop in enumerate(crops) if np.allclose(crop, seen, atol=1e-5)]
+        assert len(found) == 1
+        np.testing.assert_array_equal(seen[crops[found[0]] == 0], 0)
+        moved += found[0] // 2 != 12
+    assert moved > len(padded) / 2
 
 
 def test_a_nan_leaves_no_trace_in_the_weights(tiny):
