@@ -246,14 +246,24 @@ class _Loop:
         return evaluate.measure(self.model, variables, self.data, split, self.mesh, self.stop)
 
     def test(self, state: TrainState) -> dict[str, Any]:
-        """The final line of metrics.jsonl: the last weights, every test image once."""
+        """The final line of metrics.jsonl: the last weights, every test image once.
+
+        Before it, with `eval.training_images`, a line of the training images as they are.
+        """
         self.checkpoints.wait()
         self.signals.nothing_to_lose = jax.process_count() == 1
-        result = self._evaluate(state, "test")
-        if result is None:
-            raise Interrupted(self.config.num_steps, self.stop.signum)
+        if self.config.eval.training_images:
+            line = self._tested(state, "train")
+            self.log.metrics(self.config.num_steps, logs.TRAINING_IMAGES, line)
+        result = self._tested(state, "test")
         result["accuracy"] = 1 - result["top1_error"]
         result |= self.data.corrupt.of_run(result)
         corrupt.warn_of(result)
         self.log.metrics(self.config.num_steps, "test", result, final=True)
+        return result
+
+    def _tested(self, state, split):
+        result = self._evaluate(state, split)
+        if result is None:
+            raise Interrupted(self.config.num_steps, self.stop.signum)
         return result

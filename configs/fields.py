@@ -162,6 +162,9 @@ FIELDS = {
     "eval.protocol": Field("center", "views of an image", ("center", "10crop", "multiscale")),
     "eval.resize": Field(256, "shorter side before center and ten crops", Range(1, 2**15)),
     "eval.scales": Field((224, 256, 384, 480, 640), "shorter sides of the multi-scale protocol"),
+    "eval.training_images": Field(
+        False, "also test on the training images at the end of a run, not augmented"
+    ),
     "eval.precise_bn": Field(False, "recompute BN statistics over training images first"),
     "eval.precise_bn_batches": Field(200, "training batches for precise_bn", _COUNT),
     "eval.store_precise_bn": Field(False, "write the precise statistics into the workdir"),

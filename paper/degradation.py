@@ -8,6 +8,13 @@ from paper import experiment, numbers, plots
 from run import plotting, result
 
 PAPER: dict[str, Any] = numbers.TABLE6 | {"plain110": f"> {numbers.PLAIN110_AT_LEAST:.0f}"}
+FAMILIES = {"plain": "plain", "resnet": "residual"}  # names of networks begin so; in words
+COMPARED = (
+    "error and loss on the training images, not augmented, in evaluation mode, after the last "
+    "step: every deeper network against the shallowest of its family, at every rate apart, over "
+    "all seeds. All runs are reported; no rate, step or seed is chosen afterwards. Test errors "
+    "stand beside and decide nothing"
+)
 
 Panels = Sequence[tuple[str, Callable[[str], bool]]]
 
@@ -25,77 +32,126 @@ def entries(families: Sequence[str], depths: Sequence[int]) -> list[experiment.E
     ]
 
 
-def publish(args: argparse.Namespace, families: Sequence[str], title: str, panels: Panels) -> None:
+def publish(args: argparse.Namespace, families: Sequence[str], title: str) -> None:
     """Trains the grid and publishes it with a figure `<out>/<args.name>.svg`.
 
     Args:
       args: parsed options of `experiment.parser` with depths.
       families: of `entries`.
       title: of the page.
-      panels: `[(title of the panel, function name → whether it is drawn there)]`.
     """
     runs, notes = experiment.train_grid(args, entries(families, args.depths))
     summary = experiment.summarise(runs)
-    figure = draw(runs, list(summary), panels, args)
     result.publish(
         args,
         title,
-        result.header(args, notes, runs),
-        tables(list(summary), summary, args.depths),
-        figures=[figure],
+        result.header(args, notes, runs, compared=COMPARED),
+        [
+            *tables(list(summary), summary, args.dataset == numbers.TABLE6_DATASET),
+            *depth_tables(runs, args.depths, experiment.suffixes(args)),
+            result.table("Every run: training, test error (%)", *every_run(runs)),
+        ],
+        figures=[draw(runs, args)],
+        remarks=[plots.CAPTION],
         summary=summary,
         runs=runs,
     )
 
 
-def degradation(summary: Mapping[str, Any], depths: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Deepest minus shallowest, in points, per family: `{'plain': {'test', 'train'}, …}`.
+def tables(
+    names: Sequence[str], summary: Mapping[str, Any], same_data: bool = True
+) -> list[dict[str, Any]]:
+    """Every network beside the paper's CIFAR-10 error; a difference only where `same_data`."""
+    rows = []
+    for name in names:
+        mine, paper = summary.get(name), PAPER.get(name.partition(",")[0])
+        train, loss = (result.ours(mine[key]) if mine else None for key in ("train", "loss"))
+        gap = result.difference(mine, paper) if same_data else None
+        rows.append([name, train, loss, result.ours(mine), paper, gap])
+    columns = ["network", "training error (%)", "training loss", "test error (%)"]
+    return [result.table("", [*columns, "paper, CIFAR-10 (%)", "difference"], rows)]
+
+
+def depth_tables(
+    runs: Sequence[Mapping[str, Any]], depths: Sequence[int], suffixes: Sequence[str] = ("",)
+) -> list[dict[str, Any]]:
+    """What depth adds: every deeper network minus the shallowest of its family, seed by seed.
 
     Positive: the deeper network is worse. On training error too, that is degradation and not
     overfitting.
     """
-    found = {}
-    for family in ("plain", "resnet"):
-        ends = [summary.get(f"{family}{depth}") for depth in (min(depths), max(depths))]
-        if all(ends) and min(depths) < max(depths):
-            shallow, deep = ends
-            found[family] = {
-                "shallow": min(depths),
-                "deep": max(depths),
-                "test": deep["mean"] - shallow["mean"],
-                "train": deep["train"] - shallow["train"],
-            }
-    return found
-
-
-def tables(
-    names: Sequence[str], summary: Mapping[str, Any], depths: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Every network beside the paper's CIFAR-10 error; what depth adds, deepest − shallowest."""
+    shallow, *deeper = sorted(set(depths))
     rows = []
-    for name in names:
-        mine, paper = summary.get(name), PAPER.get(name)
-        train = mine["train"] if mine else None
-        rows.append([name, train, result.ours(mine), paper, result.difference(mine, paper)])
-    columns = ["network", "training error (%)", "test error (%)", "paper (%)", "difference"]
-    listed = [result.table("", columns, rows)]
-    gaps = [
-        [family, f"{g['shallow']} → {g['deep']}", f"{g['train']:+.2f}", f"{g['test']:+.2f}"]
-        for family, g in degradation(summary, depths).items()
-    ]
-    if gaps:
-        columns = ["family", "depth", "training error (points)", "test error (points)"]
-        listed.append(result.table("What depth adds to the error", columns, gaps))
-    return listed
+    for suffix in suffixes:
+        for family in FAMILIES:
+            for depth in deeper:
+                pairs = _by_seed(runs, f"{family}{shallow}{suffix}", f"{family}{depth}{suffix}")
+                if not pairs:
+                    continue
+                gaps = [
+                    [b[part][key] - a[part][key] for a, b in pairs]
+                    for part, key in (
+                        ("training", "top1_error"),
+                        ("training", "loss"),
+                        ("final", "top1_error"),
+                    )
+                ]
+                error, loss, test = (sum(values) / len(values) for values in gaps)
+                worse = [sum(gap > 0 for gap in values) for values in gaps[:2]]
+                rows.append(
+                    [f"{FAMILIES[family]}{suffix}", f"{shallow} → {depth}"]
+                    + [f"{100 * error:+.2f}", f"{loss:+.3f}", f"{100 * test:+.2f}"]
+                    + [f"{number} of {len(pairs)}" for number in worse]
+                )
+    columns = ["family", "depth", "training error (points)", "training loss", "test error (points)"]
+    columns += ["seeds with more training error", "with more training loss"]
+    heading = "What depth adds (mean over seeds)"
+    return [result.table(heading, columns, rows)] if rows else []
 
 
-def draw(
-    runs: Sequence[dict[str, Any]], names: Sequence[str], panels: Panels, args: argparse.Namespace
-) -> str:
-    """Draws one panel of error curves each into `<args.out>/<args.name>.svg`; returns its name."""
+def _by_seed(runs, *names):
+    """The runs of the named networks side by side, for the seeds that all of them have."""
+    found = [{run["seed"]: run for run in runs if run["name"] == name} for name in names]
+    return [[of[seed] for of in found] for seed in found[0] if all(seed in of for of in found)]
+
+
+def every_run(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of all runs: the clean training error and the test error of each seed."""
+    seeds = sorted({run["seed"] for run in runs})
+    cells = {
+        (run["name"], run["seed"]): f"{100 * run['training']['top1_error']:.2f}, "
+        f"{100 * run['final']['top1_error']:.2f}"
+        for run in runs
+    }
+    names = dict.fromkeys(run["name"] for run in runs)
+    rows = [[name, *(cells.get((name, seed)) for seed in seeds)] for name in names]
+    return ["network", *(f"seed {seed}" for seed in seeds)], rows
+
+
+def draw(runs: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
+    """Draws `<args.out>/<args.name>.svg`; returns its name.
+
+    A row for every rate. In it a panel of curves for every family, and where there are several
+    depths, the clean training error at the end over the depths.
+    """
+    families = [f for f in FAMILIES if any(run["name"].startswith(f) for run in runs)]
+    suffixes = experiment.suffixes(args)
+    columns = len(families) + (len(set(args.depths)) > 1)
     figure, axes = plotting.pyplot().subplots(
-        1, len(panels), figsize=(5 * len(panels), 4), sharey=True, squeeze=False
+        len(suffixes),
+        columns,
+        figsize=(4.8 * columns, 4 * len(suffixes)),
+        squeeze=False,
+        layout="constrained",
     )
-    for axis, (title, shown) in zip(axes[0], panels, strict=True):
-        plots.error_curves(axis, runs, [n for n in names if shown(n)], title)
+    for row, suffix in zip(axes, suffixes, strict=True):
+        networks = {
+            family: [f"{family}{depth}{suffix}" for depth in args.depths] for family in families
+        }
+        for axis, (family, names) in zip(row, networks.items(), strict=False):
+            plots.error_curves(axis, runs, names, f"{FAMILIES[family]}{suffix}")
+            axis.sharey(row[0])
+        if columns > len(families):
+            words = {FAMILIES[family]: names for family, names in networks.items()}
+            plots.over_depths(row[-1], runs, words, args.depths, f"at the end{suffix}")
     return plots.save(figure, args.out, args.name)

@@ -1,14 +1,15 @@
 """What every training command of `paper` shares: arguments, configs, and the grid of runs.
 
-A grid is a list of networks by name, each trained with every seed in a workdir of its own under
-`--runs`. Finished runs are read, unfinished ones continued; so a command that was stopped goes on
+A grid is a list of networks by name, each trained with every rate and seed in a workdir of its own
+under `--runs`, which is called after a digest of the run's config: commands that need the same run
+share it. Finished runs are read, unfinished ones continued; so a command that was stopped goes on
 where it was.
 """
 
 import argparse
 import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,18 +18,20 @@ from ml_collections import ConfigDict
 
 import train
 from configs import cifar10, cifar100, digits, fashion_mnist, recipes
+from configs.fields import FIELDS
 from errors import UserError
 from run import command, logs, result
-from run.workdir import Workdir
+from run.workdir import Workdir, digest
 
 LOG = logging.getLogger("residual")
+RESULTS = ("loss", "top1_error", "top5_error", "images")
 
 
 class Entry(NamedTuple):
     """One network of a grid.
 
     Attributes:
-      name: of rows and workdirs, e.g. 'plain56'.
+      name: of rows, e.g. 'plain56'.
       network: argument of the recipe, e.g. 'plain56'.
       model: fields of `config.model` that differ from the recipe's.
     """
@@ -60,6 +63,9 @@ def parser(
     if depths:
         p.add_argument("--depths", type=int, nargs="+", default=depths, help="of the networks")
     p.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per network and seed")
+    p.add_argument(
+        "--learning_rates", type=float, nargs="+", help="one run each; default: the recipe's rate"
+    )
     length = p.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="length of a run; the schedule scales with it")
     length.add_argument("--scale", type=float, help="factor on the length of the recipe's schedule")
@@ -113,8 +119,10 @@ def recipe(dataset: str, network: str, networks: str = "cifar") -> tuple[ConfigD
     return config, [] if dataset == paper else [f"{dataset} instead of {paper}"]
 
 
-def configure(args: argparse.Namespace, entry: Entry, seed: int) -> tuple[ConfigDict, list[str]]:
-    """The config of one run of the grid and what was scaled in it.
+def configure(
+    args: argparse.Namespace, entry: Entry, seed: int, rate: float | None = None
+) -> tuple[ConfigDict, list[str]]:
+    """The config of one run of the grid and what was scaled in it; `rate` None: the recipe's.
 
     A run trains on the full training split, and the curve is that of the test split, as in the
     paper's figures; nothing is selected by it. With `--validation_size` it is that of as many
@@ -125,8 +133,15 @@ def configure(args: argparse.Namespace, entry: Entry, seed: int) -> tuple[Config
     full, batch = config.num_steps, config.batch_size
     paper = "64000 of 128" if networks == "cifar" else "up to 600000 of 256"
     config.update(seed=seed, data_dir=args.data_dir, tensorboard=False)
+    config.eval.training_images = True
     _resize(config, args, notes, entry)
     config.model.update(entry.model)
+    if not config.model.residual:
+        config.model.shortcut = FIELDS["model.shortcut"].default  # it has none: one run, one name
+    if rate is not None:
+        if rate != config.optim.learning_rate:
+            notes.append(f"learning rate {rate} instead of {config.optim.learning_rate}")
+        config.optim.learning_rate = rate
     if args.validation_size:
         config.data.validation_size = args.validation_size
         notes.append(f"the bold curve is of {args.validation_size} held-out training images")
@@ -136,6 +151,12 @@ def configure(args: argparse.Namespace, entry: Entry, seed: int) -> tuple[Config
             notes.append(
                 "trained on the whole training split; the bold curve is the test split's error"
             )
+    if config.optim.warmup_until_error:
+        notes.append(
+            f"{config.model.depth} layers, plain or residual: rate "
+            f"{config.optim.warmup_learning_rate} until the training error is below "
+            f"{100 * config.optim.warmup_until_error:.0f} %, as in section 4.2"
+        )
     every = max(1, min(config.eval_every, config.num_steps // 10))
     config.update(
         eval_every=every,
@@ -183,43 +204,62 @@ def _resize(config, args, notes, entry):
 def train_grid(
     args: argparse.Namespace, entries: Sequence[Entry]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Trains (or reads) every network with every seed.
+    """Trains (or reads) every network with every rate and seed.
+
+    With several rates a run's name says its own: 'plain56, rate 0.03'.
 
     Returns:
-      `(runs, notes)`: runs as `[{'name', 'seed', 'workdir', 'final', 'curves'}]`, where `curves` is
-      `{'train': [[step, error %], …], 'validation': …}`; notes say what differs from the paper.
+      `(runs, notes)`: runs as `[{'name', 'seed', 'workdir', 'final', 'training', 'curves'}]`, where
+      `final` and `training` are `{'loss', 'top1_error', …}` of the test images and, not augmented,
+      of the training images, and `curves` is `{'train': [[step, error %], …], 'validation': …}`;
+      notes say what differs from the paper.
     """
     runs, notes = [], []
-    number = len(entries) * len(args.seeds)
-    for seed in args.seeds:  # the outer loop: a stopped grid has whole seeds
-        for entry in entries:
-            config, run_notes = configure(args, entry, seed)
-            notes += [note for note in run_notes if note not in notes]
-            folder = Path(args.runs, _folder(args.dataset))
-            workdir = str(folder / f"{_folder(entry.name)}-seed{seed}")
-            LOG.info(
-                "run %d of %d: %s, seed %d → %s", len(runs) + 1, number, entry.name, seed, workdir
-            )
-            final = train.train(config, workdir)
-            runs.append(
-                {
-                    "name": entry.name,
-                    "seed": seed,
-                    "workdir": workdir,
-                    "final": {k: final[k] for k in ("loss", "top1_error", "top5_error", "images")},
-                    "curves": curves(workdir),
-                }
-            )
+    rates = args.learning_rates or [None]
+    of_a_seed = [
+        (Entry(entry.name + suffix, *entry[1:]), rate)
+        for rate, suffix in zip(rates, suffixes(args), strict=True)
+        for entry in entries
+    ]
+    # Seed by seed: a stopped grid has whole ones.
+    grid = [(seed, entry, rate) for seed in args.seeds for entry, rate in of_a_seed]
+    for seed, entry, rate in grid:
+        config, run_notes = configure(args, entry, seed, rate)
+        notes += [note for note in run_notes if note not in notes]
+        workdir = workdir_of(config, args.runs)
+        place = len(runs) + 1, len(grid)
+        LOG.info("run %d of %d: %s, seed %d → %s", *place, entry.name, seed, workdir)
+        final = train.train(config, workdir)
+        lines = logs.read_lines(Workdir(workdir).metrics)
+        [training] = [line for line in lines if line["split"] == logs.TRAINING_IMAGES]
+        runs.append(
+            {
+                "name": entry.name,
+                "seed": seed,
+                "workdir": workdir,
+                "final": {k: final[k] for k in RESULTS},
+                "training": {k: training[k] for k in RESULTS},
+                "curves": curves(lines),
+            }
+        )
     return runs, notes
 
 
-def _folder(dataset):
-    return "".join(c if c.isalnum() else "_" for c in dataset)
+def suffixes(args: argparse.Namespace) -> list[str]:
+    """What `train_grid` puts behind the names of networks: '' or, of several rates, each."""
+    rates = args.learning_rates or [None]
+    return [""] if len(rates) == 1 else [f", rate {rate:g}" for rate in rates]
 
 
-def curves(workdir: str) -> dict[str, list[list[float]]]:
-    """Error in % over steps of a run: `{'train': [[step, error], …], 'validation': …}`."""
-    lines = logs.read_lines(Workdir(workdir).metrics)
+def workdir_of(config: ConfigDict, runs: str) -> str:
+    """The folder of a run below `runs`: data set, network, seed and the digest of the config."""
+    dataset = "".join(c if c.isalnum() else "_" for c in config.dataset)
+    network = f"{'resnet' if config.model.residual else 'plain'}{config.model.depth}"
+    return str(Path(runs, dataset, f"{network}-seed{config.seed}-{digest(config)}"))
+
+
+def curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """Error in % over steps, of a run's log: `{'train': [[step, error], …], 'validation': …}`."""
     return {
         split: [
             [line["step"], round(100 * line["top1_error"], 4)]
@@ -233,20 +273,22 @@ def curves(workdir: str) -> dict[str, list[list[float]]]:
 def summarise(
     runs: Sequence[Mapping[str, Any]], error: str = "top1_error"
 ) -> dict[str, dict[str, Any]]:
-    """Mean and spread over seeds: `{name: {'mean', 'std', 'errors', 'train', 'seeds'}}` in %.
+    """Mean and spread over seeds, `{name: {'mean', 'std', 'values', 'train', 'loss', 'seeds'}}`.
 
-    `train` is the mean of the last point of the training curves, over the last window of steps.
+    `mean`, `std` and `values` are of the test images, in %. `train` (in %) and `loss` (in nats) are
+    those of the training images, not augmented, each as `{'mean', 'std', 'values'}`.
     """
     summary = {}
     for name in dict.fromkeys(run["name"] for run in runs):
         mine = [run for run in runs if run["name"] == name]
-        errors = [100 * run["final"][error] for run in mine]
-        last = [run["curves"]["train"][-1][1] for run in mine if run["curves"]["train"]]
-        summary[name] = {
-            "mean": statistics.fmean(errors),
-            "std": statistics.stdev(errors) if len(errors) > 1 else None,
-            "errors": errors,
-            "train": statistics.fmean(last) if last else None,
+        summary[name] = _spread([100 * run["final"][error] for run in mine]) | {
+            "train": _spread([100 * run["training"][error] for run in mine]),
+            "loss": _spread([run["training"]["loss"] for run in mine]),
             "seeds": [run["seed"] for run in mine],
         }
     return summary
+
+
+def _spread(values):
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "values": values}

@@ -16,8 +16,7 @@ TITLE = "Figure 1: deeper plain networks train worse"
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, runs and writes."""
     args = experiment.parser("figure1", __doc__, depths=[20, 56]).parse_args(argv)
-    panels = [("plain networks", lambda name: True)]
-    degradation.publish(args, ("plain",), TITLE, panels)
+    degradation.publish(args, ("plain",), TITLE)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from run import command, result
 TITLE = "Identity mappings: shortcuts (table 1) and activations (table 2)"
 TABLE1: dict[str, dict[str, Any]] = {
     "original": {},
-    "plain (shortcut 0, f 1)": {"shortcut_scale": 0.0},
+    "plain (shortcut 0, f 1)": {"residual": False},  # as the follow-up says; `plain110` elsewhere
     "scaling (shortcut 0.5, f 1)": {"shortcut_scale": 0.5},
     "scaling (shortcut 0.5, f 0.5)": {"shortcut_scale": 0.5, "residual_scale": 0.5},
     "exclusive gating, b = 0": {"variant": "exclusive_gating", "gate_bias": 0.0},
@@ -60,49 +60,83 @@ def main(argv: Sequence[str] | None = None) -> None:
         notes.append(f"{args.depth} layers instead of 110")
     if len(args.seeds) < 5:
         notes.append(f"median of {len(args.seeds)} instead of five runs")
-    summary = {name.partition(" ")[2]: found for name, found in experiment.summarise(runs).items()}
+    summary = experiment.summarise(runs)
     result.publish(
         args,
         TITLE,
         result.header(args, notes, runs),
-        tables(summary, args.tables),
+        [
+            table
+            for suffix in experiment.suffixes(args)
+            for table in tables(
+                _of_rate(summary, suffix),
+                args.tables,
+                suffix,
+                args.dataset == numbers.TABLE6_DATASET,
+            )
+        ],
         summary=summary,
         runs=runs,
     )
 
 
-def tables(summary: Mapping[str, Any], chosen: Sequence[int] = (1, 2)) -> list[dict[str, Any]]:
-    """Both tables beside the paper's medians; `summary` by the names of the rows."""
-    columns = [
-        "shortcut",
-        "median error (%)",
-        "runs that failed",
-        "paper, ResNet-110",
-        "difference",
-    ]
+def _of_rate(summary, suffix):
+    """By the names of the rows: without the network before and the rate behind."""
+    return {
+        name.partition(" ")[2].removesuffix(suffix): found
+        for name, found in summary.items()
+        if name.endswith(suffix)
+    }
+
+
+def tables(
+    summary: Mapping[str, Any],
+    chosen: Sequence[int] = (1, 2),
+    suffix: str = "",
+    same_data: bool = True,
+) -> list[dict[str, Any]]:
+    """Both tables beside the paper's medians.
+
+    Args:
+      summary: by the names of the rows.
+      chosen: which tables.
+      suffix: of their headings.
+      same_data: whether a difference to the paper's numbers means something.
+    """
+    columns = ["training error (%)", "median test error (%)", "runs that failed"]
+    columns += ["paper, ResNet-110 on CIFAR-10", "difference"]
     listed = []
     if 1 in chosen:
-        rows = [_row(n, summary.get(n), numbers.IDENTITY_MAPPINGS_TABLE1[n]) for n in TABLE1]
-        listed.append(result.table("Table 1: shortcuts", columns, rows))
+        rows = [
+            _row(n, summary.get(n), numbers.IDENTITY_MAPPINGS_TABLE1[n], same_data) for n in TABLE1
+        ]
+        listed.append(result.table(f"Table 1: shortcuts{suffix}", ["shortcut", *columns], rows))
     if 2 in chosen:
         rows = [
-            [*_row(name, summary.get(name), paper110), paper164]
+            [*_row(name, summary.get(name), paper110, same_data), paper164]
             for name, (paper110, paper164) in numbers.IDENTITY_MAPPINGS_TABLE2.items()
         ]
-        columns = ["activation", *columns[1:], "paper, ResNet-164"]
-        listed.append(result.table("Table 2: activations", columns, rows))
+        columns = ["activation", *columns, "paper, ResNet-164"]
+        listed.append(result.table(f"Table 2: activations{suffix}", columns, rows))
     return listed
 
 
-def _row(name, mine, paper):
+def _row(name, mine, paper, same_data):
     if mine is None:
-        return [name, result.NOT_RUN, None, paper, None]
-    failed = [e for e in mine["errors"] if e > numbers.IDENTITY_MAPPINGS_FAILS_ABOVE]
-    median = statistics.median(mine["errors"])
+        return [name, None, result.NOT_RUN, None, paper, None]
+    failed = [e for e in mine["values"] if e > numbers.IDENTITY_MAPPINGS_FAILS_ABOVE]
+    median = statistics.median(mine["values"])
     shown = numbers.FAIL if median > numbers.IDENTITY_MAPPINGS_FAILS_ABOVE else f"{median:.2f}"
-    comparable = shown != numbers.FAIL and paper != numbers.FAIL
+    comparable = same_data and shown != numbers.FAIL and paper != numbers.FAIL
     difference = f"{median - paper:+.2f}" if comparable else None
-    return [name, shown, f"{len(failed)} of {len(mine['errors'])}", paper, difference]
+    return [
+        name,
+        result.ours(mine["train"]),
+        shown,
+        f"{len(failed)} of {len(mine['values'])}",
+        paper,
+        difference,
+    ]
 
 
 if __name__ == "__main__":

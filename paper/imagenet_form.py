@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paper import experiment, from_workdirs
+from paper import experiment, from_workdirs, numbers
 from run.workdir import Workdir
 
 
@@ -38,6 +38,12 @@ def parse(
     if args.depths is None:
         args.depths = depths[args.networks]
     return args
+
+
+def title(ours: str, dataset: str) -> str:
+    """The title of a result: the paper's, which ends in 'on ImageNet', with the data it has."""
+    on_imagenet = dataset == numbers.TABLE2_DATASET
+    return ours if on_imagenet else f"{ours.removesuffix('ImageNet')}{dataset}"
 
 
 def train_and_test(

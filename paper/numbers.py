@@ -49,6 +49,8 @@ TABLE5 = {
     "ResNet (ILSVRC'15, six models)": 3.57,
 }
 
+# The data of table 6 and figure 6, and of tables 1 to 5, as `config.dataset`.
+TABLE6_DATASET, TABLE2_DATASET = "cifar10", "tfds:imagenet2012"
 # Table 6: CIFAR-10 test error. 110: the best of five runs, and their mean ± standard deviation.
 TABLE6 = {
     "resnet20": 8.75,

@@ -13,7 +13,7 @@ from typing import Any
 from paper import experiment, imagenet_form, numbers
 from run import command, result
 
-TITLE = "Table 3: identity and projection shortcuts"
+TITLE = "Table 3: identity and projection shortcuts on ImageNet"
 DEPTHS = {"imagenet": [34, 50, 101, 152], "cifar": [56]}
 OPTIONS = ("A", "B", "C")
 
@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary, top5 = experiment.summarise(runs), experiment.summarise(runs, "top5_error")
     result.publish(
         args,
-        TITLE,
+        imagenet_form.title(TITLE, args.dataset),
         result.header(args, notes, runs),
-        tables(summary, top5),
+        tables(summary, top5, args.dataset == numbers.TABLE2_DATASET),
         summary=summary,
         top5=top5,
         runs=runs,
@@ -46,23 +46,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def tables(
-    summary: Mapping[str, Any], top5: Mapping[str, Any] | None = None
+    summary: Mapping[str, Any], top5: Mapping[str, Any] | None = None, same_data: bool = True
 ) -> list[dict[str, Any]]:
-    """Top-1 and top-5 error of every network beside the paper's."""
+    """Training error, top-1 and top-5 test error beside the paper's; `same_data`: differences."""
     rows = []
-    for name in dict.fromkeys([*numbers.TABLE3, *summary]):
+    for name in dict.fromkeys([*summary, *numbers.TABLE3]):
         mine, paper1, paper5 = summary.get(name), *numbers.TABLE3.get(name, (None, None))
-        ours = (
-            [None, None]
-            if not name.startswith(("plain", "resnet"))
-            else [
-                result.ours(mine),
-                result.ours((top5 or {}).get(name)),
-            ]
-        )
-        rows.append([name, *ours, paper1, paper5, result.difference(mine, paper1)])
-    columns = ["network", "top-1 (%)", "top-5 (%)", "paper's top-1", "paper's top-5"]
-    return [result.table("", [*columns, "difference (top-1)"], rows)]
+        ours: list[str | None] = [None, None, None]
+        if name.startswith(("plain", "resnet")):
+            ours = [result.ours(mine and mine["train"]), result.ours(mine)]
+            ours.append(result.ours((top5 or {}).get(name)))
+        gap = result.difference(mine, paper1) if same_data else None
+        rows.append([name, *ours, paper1, paper5, gap])
+    columns = ["network", "training error (%)", "top-1 (%)", "top-5 (%)"]
+    columns += ["paper's top-1, ImageNet", "paper's top-5", "difference (top-1)"]
+    return [result.table("", columns, rows)]
 
 
 if __name__ == "__main__":

@@ -28,33 +28,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         args,
         TITLE,
         result.header(args, notes, runs),
-        tables(summary),
+        tables(summary, args.dataset == numbers.TABLE6_DATASET),
         remarks=[f"The paper's 110 layers: the best of five runs; their mean is {mean} ± {std} %."],
         summary=summary,
         runs=runs,
     )
 
 
-def tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Networks with parameters (counted from the module) and errors, ours and the paper's."""
+def tables(summary: Mapping[str, Any], same_data: bool = True) -> list[dict[str, Any]]:
+    """Networks with parameters (counted from the module) and errors, ours and the paper's.
+
+    A difference to the paper's error stands only where `same_data`.
+    """
     rows = []
-    for name in dict.fromkeys([*numbers.TABLE6, *summary]):
-        mine, paper = summary.get(name), numbers.TABLE6.get(name)
-        best = min(mine["errors"]) if mine else None
+    for name in dict.fromkeys([*summary, *numbers.TABLE6]):
+        network = name.partition(",")[0]
+        mine, paper = summary.get(name), numbers.TABLE6.get(network)
+        best = min(mine["values"]) if mine else None
         rows.append(
             [
                 name,
-                parameters(name),
-                numbers.TABLE6_PARAMETERS.get(name),
+                parameters(network),
+                numbers.TABLE6_PARAMETERS.get(network),
+                result.ours(mine and mine["train"]),
                 result.ours(mine),
                 best,
                 paper,
-                result.difference(mine, paper),
+                result.difference(mine, paper) if same_data else None,
             ]
         )
-    rows += [[n, None, None, None, None, e, None] for n, e in numbers.TABLE6_OTHERS.items()]
-    columns = ["network", "parameters", "paper (10⁶)", "test error (%)", "best run", "paper (%)"]
-    return [result.table("", [*columns, "difference"], rows)]
+    rows += [[n, *[None] * 5, e, None] for n, e in numbers.TABLE6_OTHERS.items()]
+    columns = ["network", "parameters at 32×32", "paper (10⁶)", "training error (%)"]
+    columns += ["test error (%)", "best run", "paper, CIFAR-10 (%)", "difference"]
+    return [result.table("", columns, rows)]
 
 
 def parameters(name: str) -> str:

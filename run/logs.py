@@ -43,6 +43,9 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
+TRAINING_IMAGES = "training images"  # the split of `eval.training_images` in metrics.jsonl
+
+
 def final_line(workdir: str | Path) -> dict[str, Any] | None:
     """The test result of a finished run, or None."""
     finals = [line for line in read_lines(Workdir(workdir).metrics) if line.get("final")]

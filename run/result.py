@@ -22,7 +22,10 @@ def parser(name: str, description: str, room: str = "paper") -> command.Parser:
 
 
 def header(
-    args: argparse.Namespace, notes: Sequence[str] = (), runs: Iterable[Mapping[str, Any]] = ()
+    args: argparse.Namespace,
+    notes: Sequence[str] = (),
+    runs: Iterable[Mapping[str, Any]] = (),
+    compared: str = "",
 ) -> dict[str, Any]:
     """What a reader needs to judge a number: how, when and on what it was measured.
 
@@ -30,11 +33,13 @@ def header(
       args: of a `parser`.
       notes: what differs from the paper.
       runs: with the `seed` of each.
+      compared: what a claim rests on, as it was written down before its runs.
     """
     return provenance(args.command) | {
         "dataset": getattr(args, "dataset", None),
         "seeds": sorted({run["seed"] for run in runs}),
         "scaled": list(notes),
+        "compared": compared,
     }
 
 
@@ -54,8 +59,17 @@ def read(out: str | Path, name: str) -> Any:
 
 
 def table(heading: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> dict[str, Any]:
-    """A table as data: `{'heading', 'columns', 'rows'}`; rows hold texts, numbers and None."""
-    return {"heading": heading, "columns": list(columns), "rows": [list(row) for row in rows]}
+    """A table as data: `{'heading', 'columns', 'rows'}`; rows hold texts, numbers and None.
+
+    A column without any value is left out.
+    """
+    names, cells = list(columns), [list(row) for row in rows]
+    kept = [i for i in range(len(names)) if not cells or any(row[i] is not None for row in cells)]
+    return {
+        "heading": heading,
+        "columns": [names[i] for i in kept],
+        "rows": [[row[i] for i in kept] for row in cells],
+    }
 
 
 def publish(
@@ -115,11 +129,13 @@ def markdown_body(content: Mapping[str, Any], level: int = 1) -> list[str]:
 def header_lines(head: Mapping[str, Any]) -> list[str]:
     """The header as sentences, for people."""
     versions = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
+    compared = head.get("compared")
     return [
         f"command: `{head['command']}`",
         f"date: {head['date']}; device: {head['device']}; {versions}",
         f"data: {head['dataset'] or 'none'}; seeds: {', '.join(map(str, head['seeds'])) or 'none'}",
         "differs from the paper: " + ("; ".join(head["scaled"]) or "nothing"),
+        *([f"compared, as written down before the runs: {compared}"] if compared else []),
     ]
 
 

@@ -1,5 +1,6 @@
 """The folder of a run: the names of its files, whose it is, and reading what it says of itself."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -139,6 +140,17 @@ class Workdir:
             return json.loads(self.facts.read_text())
         except (OSError, ValueError) as error:
             raise not_a_run(self.facts, first_line(error)) from error
+
+
+def digest(config: ConfigDict) -> str:
+    """Twelve hex digits that name what a run is: the fields on which its numbers depend.
+
+    Fields with their default value do not count, so that a new field renames no run.
+    """
+    default = base.flatten(base.to_dict(base.base()))
+    fields = base.flatten(base.to_dict(config))
+    chosen = {k: v for k, v in fields.items() if v != default[k] and not _is_free(k)}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def not_a_run(path: Path, reason: str) -> UserError:

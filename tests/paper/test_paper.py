@@ -1,9 +1,9 @@
 """The paper's tables and figures as commands, at tiny scale."""
 
 import importlib
-import json
 import re
 import types
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from data.normalization import normalize
 from errors import UserError
 from input_pipeline import open_data
 from paper import (
+    degradation,
     experiment,
     figure1,
     figure7,
@@ -22,11 +23,12 @@ from paper import (
     identity_mappings,
     report,
     table1,
+    table3,
     table4,
     table5,
     table6,
 )
-from run import command, files
+from run import command, files, logs
 from run.mesh import make_mesh
 from testing import opened_run
 from tests.support.published import published
@@ -130,16 +132,14 @@ def test_a_training_command_writes_what_a_reader_needs(grid):
     assert {"date", "device"} <= set(head)
     assert head["command"].startswith("python -m paper.figure1 --dataset=digits --depths 8")
     assert any("4 channels" in note for note in head["scaled"])
-    finals = [
-        json.loads(
-            (folder / f"runs/digits/plain8-seed{s}/metrics.jsonl").read_text().splitlines()[-1]
-        )
-        for s in (0, 1)
-    ]
+    workdirs = [run["workdir"] for run in content["runs"]]
+    assert sorted((folder / "runs/digits").iterdir()) == [Path(w) for w in workdirs]
+    finals = [logs.final_line(w) for w in workdirs]
     errors = [100 * f["top1_error"] for f in finals]
-    assert content["summary"]["plain8"]["errors"] == errors
-    row = content["tables"][0]["rows"][0]
-    assert row[2] == f"{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f}"
+    assert content["summary"]["plain8"]["values"] == errors
+    row = dict(zip(content["tables"][0]["columns"], content["tables"][0]["rows"][0], strict=True))
+    assert row["test error (%)"] == f"{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f}"
+    assert "difference" not in row
     curves = content["runs"][0]["curves"]
     assert [step for step, _ in curves["validation"]] == [1, 2, 3, 4]
     assert curves["validation"][-1][1] == pytest.approx(errors[0], abs=1e-3)
@@ -157,9 +157,47 @@ def test_a_finished_grid_is_not_trained_again(grid, monkeypatch):
     assert published(figure1, argv)["runs"] == content["runs"]
 
 
+def test_the_training_error_of_a_table_is_of_clean_images(grid):
+    _, _, content = grid
+    for run in content["runs"]:
+        opened = opened_run.load(run["workdir"])
+        data = open_data(opened.config, make_mesh(jax.devices()[:1]))
+        batches = list(data.evaluation("train"))
+        images, labels, valid = (
+            np.concatenate([b[k] for b in batches]) for k in ("image", "label", "valid")
+        )
+        x = normalize(images[valid], *opened.facts.normalization)
+        logits, _ = opened.model.apply(opened.variables, x, train=False)
+        error = float(np.mean(np.argmax(logits, -1) != labels[valid]))
+        assert run["training"]["top1_error"] == pytest.approx(error, abs=1 / len(x))
+        assert run["training"]["images"] == len(x) == 898
+    clean = [100 * run["training"]["top1_error"] for run in content["runs"]]
+    assert content["summary"]["plain8"]["train"]["values"] == clean
+
+
+def test_a_run_has_one_name_whatever_command_asks_for_it():
+    def name(entry, **changed):
+        return experiment.workdir_of(experiment.configure(options(**changed), entry, 0)[0], "runs")
+
+    [plain, residual] = degradation.entries(("plain", "resnet"), [56])
+    of_table3 = {e.name: name(e) for e in table3.entries([56])}
+    of_followup = {e.name.partition(" ")[2]: name(e) for e in identity_mappings.entries(56, (1, 2))}
+    assert of_table3["resnet56A"] == name(residual) == of_followup["original"]
+    assert of_table3["plain56"] == name(plain) == of_followup["plain (shortcut 0, f 1)"]
+    assert len({*of_table3.values(), *of_followup.values()}) == 16  # option C is shared, too
+    on_imagenet = {"dataset": "tfds:imagenet2012", "networks": "imagenet"}
+    [plain] = degradation.entries(("plain",), [34])
+    assert name(table3.entries([34])[0], **on_imagenet) == name(plain, **on_imagenet)
+    [one] = degradation.entries(("plain",), [20])
+    names = {name(one), name(one, steps=640), name(one, width=8), name(one, validation_size=10)}
+    rates = [experiment.configure(options(), one, 0, rate)[0] for rate in (0.1, 0.03)]
+    assert [experiment.workdir_of(c, "runs") in names for c in rates] == [True, False]
+    assert len(names) == 4
+
+
 def test_figure7_is_the_spread_of_bn_outputs(grid):
-    _, folder, _ = grid
-    workdir = folder / "runs/digits/plain8-seed0"
+    _, _, content = grid
+    workdir = content["runs"][0]["workdir"]
     found = figure7.responses(workdir, images=50)
     run = opened_run.load(workdir)
     data = open_data(run.config, make_mesh(jax.devices()[:1]))
@@ -184,11 +222,11 @@ def test_figure7_is_the_spread_of_bn_outputs(grid):
 
 @pytest.mark.slow
 def test_figure7_and_table4_from_workdirs_and_the_report(grid, monkeypatch, capsys):
-    _, folder, _ = grid
+    _, folder, finished = grid
     out = str(folder / "out")
-    workdirs = [str(folder / f"runs/digits/plain8-seed{seed}") for seed in (0, 1)]
+    workdirs = [run["workdir"] for run in finished["runs"]]
     content = published(figure7, ["--workdirs", workdirs[0], "--images=50", f"--out={out}"])
-    assert len(content["series"]["plain8-seed0"]["std"]) == 7
+    assert len(content["series"][Path(workdirs[0]).name]["std"]) == 7
 
     argv = ["--workdirs", *workdirs, "--protocol=center", f"--out={out}"]
     first = published(table4, argv)

@@ -10,20 +10,38 @@ from tests.support.published import published
 
 def run_of(name, error, seed=0, train_error=1.0):
     final = {"loss": 1.0, "top1_error": error / 100, "top5_error": error / 200, "images": 100}
-    curves = {"train": [[1, 50.0], [2, train_error]], "validation": [[2, error]]}
-    return {"name": name, "seed": seed, "workdir": "x", "final": final, "curves": curves}
+    training = final | {"loss": train_error / 10, "top1_error": train_error / 100}
+    curves = {"train": [[1, 50.0], [2, 99.0]], "validation": [[2, error]]}
+    run = {"name": name, "seed": seed, "workdir": "x", "final": final, "curves": curves}
+    return run | {"training": training}
 
 
 def test_what_depth_adds():
     runs = [run_of("plain20", 9, train_error=3), run_of("plain56", 13, train_error=8)]
     runs += [run_of("resnet20", 8, train_error=2), run_of("resnet56", 7, train_error=1)]
-    found = degradation.degradation(experiment.summarise(runs), [20, 56])
-    assert found["plain"]["test"] == pytest.approx(4)
-    assert found["plain"]["train"] == pytest.approx(5)
-    assert found["resnet"]["test"] == pytest.approx(-1)
-    rows = degradation.tables([r["name"] for r in runs], experiment.summarise(runs), [20, 56])
-    assert rows[0]["rows"][2][-1] == "-0.75"  # resnet20: 8 − 8.75
-    assert rows[1]["rows"][0] == ["plain", "20 → 56", "+5.00", "+4.00"]
+    runs += [run_of("plain20", 9, 1, 4), run_of("plain56", 9, 1, 4), run_of("resnet20", 8, 1, 2)]
+    [table] = degradation.depth_tables(runs, [56, 20])
+    assert table["rows"] == [
+        ["plain", "20 → 56", "+2.50", "+0.250", "+2.00", "1 of 2", "1 of 2"],
+        ["residual", "20 → 56", "-1.00", "-0.100", "-1.00", "0 of 1", "0 of 1"],  # one seed of both
+    ]
+    assert degradation.depth_tables(runs, [20]) == []
+    names = ["plain20", "resnet20"]
+    [on_cifar] = degradation.tables(names, experiment.summarise(runs))
+    assert on_cifar["rows"][1][-2:] == [8.75, "-0.75"]  # resnet20: 8 − 8.75
+    [elsewhere] = degradation.tables(names, experiment.summarise(runs), same_data=False)
+    assert "difference" not in elsewhere["columns"]
+    assert elsewhere["rows"][0][1:3] == ["3.50 ± 0.71", "0.35 ± 0.07"]
+
+
+def test_rates_are_told_apart():
+    runs = [run_of("plain20, rate 0.1", 9), run_of("plain56, rate 0.1", 13, train_error=8)]
+    runs += [run_of("plain20, rate 0.03", 9), run_of("plain56, rate 0.03", 9)]
+    [table] = degradation.depth_tables(runs, [20, 56], [", rate 0.1", ", rate 0.03"])
+    assert [row[:3] for row in table["rows"]] == [
+        ["plain, rate 0.1", "20 → 56", "+7.00"],
+        ["plain, rate 0.03", "20 → 56", "+0.00"],
+    ]
 
 
 def test_failure_is_reported_as_the_paper_does(monkeypatch, tmp_path):
@@ -43,7 +61,8 @@ def test_failure_is_reported_as_the_paper_does(monkeypatch, tmp_path):
 
     monkeypatch.setattr(experiment, "train_grid", trained)
     content = published(identity_mappings, [f"--out={tmp_path}", "--seeds", "0", "1", "2"])
-    rows = {row[0]: row[1:] for row in content["tables"][0]["rows"]}
+    assert content["tables"][0]["columns"][1] == "training error (%)"
+    rows = {row[0]: row[2:] for row in content["tables"][0]["rows"]}
     assert rows["original"] == ["7.00", "0 of 3", 6.61, "+0.39"]
     assert rows["1x1 conv shortcut"] == ["fail", "2 of 3", 12.22, None]
     assert rows["dropout shortcut"] == ["fail", "2 of 3", "fail", None]
@@ -74,6 +93,7 @@ def test_table3_trains_every_option(monkeypatch, tmp_path):
 
     monkeypatch.setattr(experiment, "train_grid", trained)
     content = published(table3, ["--dataset=digits", "--depths", "20", f"--out={tmp_path}"])
+    assert content["title"] == "Table 3: identity and projection shortcuts on digits"
     assert [(e.name, e.model.get("shortcut")) for e in seen] == [
         ("plain20", None),
         ("resnet20A", "A"),
@@ -81,8 +101,8 @@ def test_table3_trains_every_option(monkeypatch, tmp_path):
         ("resnet20C", "C"),
     ]
     rows = {row[0]: row for row in content["tables"][0]["rows"]}
-    assert rows["resnet20B"][1:3] == ["10.00", "5.00"]
-    assert rows["resnet34B"][1:5] == ["not run", "not run", 24.52, 7.46]
+    assert rows["resnet20B"][1:4] == ["1.00", "10.00", "5.00"]
+    assert rows["resnet34B"][1:] == ["not run", "not run", "not run", 24.52, 7.46]
     assert [e.name for e in table3.entries([34, 50, 101])][-2:] == ["resnet50", "resnet101"]
 
 
