@@ -34,6 +34,9 @@ flags.DEFINE_enum(
 flags.DEFINE_string("coordinator_address", "", "host:port of process 0, for several.", FLAGS)
 flags.DEFINE_integer("num_processes", 0, "Number of processes of the run.", flag_values=FLAGS)
 flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.", flag_values=FLAGS)
+flags.DEFINE_list(
+    *("local_device_ids", [], "GPUs of this host that this process takes, e.g. 0 or 0,1.", FLAGS)
+)
 flags.DEFINE_bool("multihost", False, "Several hosts that JAX recognises (TPU pod slice).", FLAGS)
 flags.DEFINE_alias("h", "help", flag_values=FLAGS)
 
@@ -95,7 +98,9 @@ def _set_up_jax():
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         processes.jax.config.update("jax_compilation_cache_dir", str(COMPILATION_CACHE))
     processes.join(
-        FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, multihost=FLAGS.multihost
+        *(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id),
+        multihost=FLAGS.multihost,
+        local_device_ids=FLAGS.local_device_ids,
     )
 
 

@@ -90,11 +90,17 @@ class Run:
 
 def pair(workdir: Folder, options: Options, **kwargs: Any) -> list[Run]:
     """Two processes of one device each."""
+    return group(workdir, options, 2, **kwargs)
+
+
+def group(workdir: Folder, options: Options, number: int, *flags: str, **kwargs: Any) -> list[Run]:
+    """The processes of one run, joined."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = (f"--coordinator_address=localhost:{port}", "--num_processes=2")
-    return [Run(workdir, options, *flags, f"--process_id={i}", **kwargs) for i in range(2)]
+    flags += (f"--coordinator_address=localhost:{port}", f"--num_processes={number}")
+    ids = [f"--process_id={i}" for i in range(number)]
+    return [Run(workdir, options, *flags, process_id, **kwargs) for process_id in ids]
 
 
 def last_step(workdir: Folder) -> int:

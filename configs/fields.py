@@ -157,7 +157,9 @@ FIELDS = {
     "data.max_corrupt_fraction": Field(
         0.001, "mask: share of a split's records above which the run stops", Range(0, 1)
     ),
-    "eval.batch_size": Field(256, "images per evaluation step over all devices", _COUNT),
+    "eval.batch_size": Field(
+        256, "images per evaluation step; grows to a multiple of the devices", _COUNT
+    ),
     "eval.split": Field("test", "what to test on", ("test", "validation", "train")),
     "eval.protocol": Field("center", "views of an image", ("center", "10crop", "multiscale")),
     "eval.resize": Field(256, "shorter side before center and ten crops", Range(1, 2**15)),

@@ -14,7 +14,7 @@ from data.facts import Facts, split_of, training_share
 from data.feed import Batch, ConstantFeed, padded_batches
 from data.keys import Purpose, key_for
 from errors import UserError
-from run.mesh import replicate
+from run.mesh import replicate, whole_batch
 
 
 class Order(NamedTuple):
@@ -104,7 +104,8 @@ class Resident:
     def evaluation(self, split: str) -> Iterator[Batch]:
         """Host batches over a split, each image once, the last one padded."""
         images = self._split(split)
-        return padded_batches(images.images, images.labels, self._config.eval.batch_size)
+        size = whole_batch(self._config.eval.batch_size, self._mesh)
+        return padded_batches(images.images, images.labels, size)
 
     def split_size(self, split: str) -> int:
         """Number of images in 'train', 'validation' or 'test'."""

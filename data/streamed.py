@@ -14,7 +14,7 @@ from data import normalization, sources, stream
 from data.corrupt import CorruptRecords, check_share
 from data.facts import Facts, split_of, training_share
 from data.feed import Batch, Feed
-from run.mesh import DATA_AXIS
+from run.mesh import DATA_AXIS, whole_batch
 
 NORMALIZATION_SAMPLE = 2_000  # images that the set's own statistics are taken from
 
@@ -117,7 +117,7 @@ class Streamed:
         batches = stream.eval_stream(
             source if indices is None else _Subset(source, indices),
             transform,
-            **self._host_options(self._config.eval.batch_size, shape),
+            **self._host_options(whole_batch(self._config.eval.batch_size, self._mesh), shape),
         )
         return self.corrupt.watch(split, batches)
 

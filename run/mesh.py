@@ -1,5 +1,6 @@
 """The mesh of devices that a run computes on, and placing arrays on it."""
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,12 +9,35 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from errors import UserError
+
 DATA_AXIS = "data"  # the one axis: each device computes a part of the batch
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis over the given devices, or over all of them in the order of their ids."""
-    return Mesh(np.array(devices or jax.devices()), (DATA_AXIS,))
+    """A mesh of one axis over the given devices, or over all of them, process after process.
+
+    The ids alone are no order: host 0 of a TPU v5e 4×4 has the devices 0, 1, 4 and 5. Process after
+    process, the rows of a batch that a process computes lie on its own devices, and the position of
+    each image is that of a run of one process.
+
+    Raises:
+      UserError: the processes have different numbers of devices.
+    """
+    ordered = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
+    counts = collections.Counter(device.process_index for device in ordered)
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"process {process}: {n}" for process, n in counts.items())
+        raise UserError(
+            f"the processes of this run have different numbers of devices ({listed}); expected the "
+            "same for each. --local_device_ids says which devices of its host a process takes."
+        )
+    return Mesh(np.array(ordered), (DATA_AXIS,))
+
+
+def whole_batch(size: int, mesh: Mesh) -> int:
+    """The smallest multiple of the mesh's devices that is at least `size`."""
+    return -(-size // mesh.size) * mesh.size
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

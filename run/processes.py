@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from run.signals import Signals
 
 LAG = 2  # calls after which processes read each other's signals, so that none waits for another
 HEARTBEAT_TIMEOUT_S = 60  # after which a process that hangs counts as dead
+BROADCAST_BYTES = 2**26  # sent at once: few and large, whatever the arrays are
 PEER_GONE = (
     "another process of this run has ended or cannot be reached. Run the same command on every "
     "process again: it continues from the last checkpoint."
@@ -42,6 +43,7 @@ def join(
     num_processes: int = 0,
     process_id: int = -1,
     multihost: bool = False,
+    local_device_ids: Sequence[str] = (),
 ) -> None:
     """Makes this process one of a run of several; does nothing for a run of one.
 
@@ -49,9 +51,30 @@ def join(
     JAX itself recognises (a TPU pod slice, Kubernetes). A process that dies ends the others
     within `HEARTBEAT_TIMEOUT_S`.
 
+    Args:
+      coordinator_address: host:port of process 0.
+      num_processes: of the run.
+      process_id: of this process, from 0.
+      multihost: see above.
+      local_device_ids: the GPUs of this host that this process takes, as the flag has them; all of
+        them, or what the cluster says, when empty.
+
     Raises:
       UserError: the numbers do not fit together, or the first process cannot be reached.
     """
+    several = bool(coordinator_address or in_cluster() or multihost)
+    wrong = not all(i.isdecimal() for i in local_device_ids)
+    if wrong or len(set(local_device_ids)) < len(local_device_ids):
+        raise UserError(
+            f"--local_device_ids={','.join(local_device_ids)}: expected numbers of devices of this "
+            "host, from 0 and each once, e.g. 0 or 0,1."
+        )
+    if local_device_ids and not several:
+        raise UserError(
+            f"--local_device_ids={','.join(local_device_ids)} without --coordinator_address: "
+            "expected only in a run of several processes; one process takes all devices, or those "
+            "of CUDA_VISIBLE_DEVICES."
+        )
     if num_processes > 1 and not coordinator_address and not in_cluster():
         raise UserError(
             f"--num_processes={num_processes} without --coordinator_address: expected host:port of "
@@ -64,7 +87,7 @@ def join(
             f"--process_id={process_id} with --num_processes={num_processes}: expected a number "
             "from 0 to one below --num_processes, another on each process."
         )
-    if not coordinator_address and not in_cluster() and not multihost:
+    if not several:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Its own handler would swallow a SIGTERM that comes before `Signals`.
@@ -74,6 +97,7 @@ def join(
             coordinator_address or None,
             num_processes or None,
             process_id if process_id >= 0 else None,
+            [int(i) for i in local_device_ids] or None,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
         )
     except (ValueError, RuntimeError) as error:
@@ -163,12 +187,19 @@ def from_first(read: Callable[[], tuple[dict, Any]]) -> tuple[dict, Any]:
     message = json.loads(_broadcast(text, size))
     if "refused" in message:
         raise UserError(message["refused"])
-    received = {}
-    for name, (dtype, shape) in message["arrays"].items():
-        size = np.dtype(dtype).itemsize * int(np.prod(shape))
-        sent = _broadcast(arrays[name].tobytes() if arrays else b"", size)
-        received[name] = np.frombuffer(sent, dtype).reshape(shape)
-    return received, message["facts"]
+    kinds = message["arrays"]
+    sizes = [np.dtype(dtype).itemsize * int(np.prod(shape)) for dtype, shape in kinds.values()]
+    ends = np.cumsum([0, *sizes])
+    sent = np.empty(ends[-1], np.uint8)
+    for array, start, end in zip(arrays.values(), ends, ends[1:], strict=False):
+        sent[start:end] = np.frombuffer(array.tobytes(), np.uint8)
+    for start in range(0, sent.size, BROADCAST_BYTES):
+        part = sent[start : start + BROADCAST_BYTES]
+        part[:] = np.frombuffer(_broadcast(part, part.size), np.uint8)
+    return {
+        name: np.frombuffer(sent[start:end].tobytes(), dtype).reshape(shape)
+        for (name, (dtype, shape)), start, end in zip(kinds.items(), ends, ends[1:], strict=False)
+    }, message["facts"]
 
 
 def gathered(strings: Iterable[str]) -> list[str]:

@@ -29,7 +29,6 @@ def check(config: ConfigDict, devices: int) -> None:
     _check_augmentation(config.augment, config.data)
     _check_data(config)
     check_batch_size("batch_size", config.batch_size, devices, config.optim.accumulate_steps)
-    check_batch_size("eval.batch_size", config.eval.batch_size, devices)
     if (config.augment.mixup or config.augment.cutmix) and config.batch_size // devices % 2:
         raise UserError(
             f"batch_size={config.batch_size} gives each of {devices} device(s) an odd number of "

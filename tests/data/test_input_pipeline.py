@@ -100,6 +100,15 @@ def test_evaluation_shows_every_image_once(tiny):
     assert {batch["image"].shape for batch in batches} == {(250, 8, 8, 1)}
 
 
+def test_an_evaluation_batch_need_not_divide(tiny):
+    """It grows; padding is not valid, so that every image still counts once."""
+    tiny.eval.batch_size = 299
+    check(tiny, devices=2)
+    batches = list(open_data(tiny, make_mesh()).evaluation("test"))
+    assert {len(batch["label"]) for batch in batches} == {300}
+    assert sum(batch["valid"].sum() for batch in batches) == 899
+
+
 def test_facts_survive_the_workdir(tiny, tmp_path):
     facts = open_data(tiny, make_mesh()).facts
     Workdir(tmp_path).write_facts(facts.to_dict())
@@ -119,7 +128,6 @@ def test_facts_survive_the_workdir(tiny, tmp_path):
         ("data.validation_size", 898, "validation_size=898"),
         ("data.normalization", "zscore", "zscore"),
         ("augment.kind", "scale_jitter", "scale_jitter"),
-        ("eval.batch_size", 3, "eval.batch_size=3"),
         ("data.test_split", "holdout", "holdout"),
     ],
 )

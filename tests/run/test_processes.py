@@ -1,4 +1,4 @@
-"""Two processes of one device each: real ones, joined by gloo, as on two machines."""
+"""Several processes: real ones, joined by gloo, as on several machines."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ import pytest
 
 import train
 from benchmarks import faults
+from benchmarks.runs import group as runs_of
 from configs import digits
 from errors import UserError
 from run import logs, processes
@@ -118,6 +119,58 @@ def test_the_peer_of_a_dead_process_ends_with_a_message(signum, options, tmp_pat
     assert "another process of this run has ended" in runs[0].said()
 
 
+@pytest.mark.slow
+def test_four_processes_of_two_devices_stop_go_on_and_are_evaluated(options, tmp_path):
+    """Against one process of eight: the same images, keys and BN groups, sums in another order."""
+    options |= {"num_steps": 40, "log_every": 1, "checkpoint_every": 10, "eval_every": 20}
+    together, alone = tmp_path / "four", tmp_path / "one"
+    env = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
+    one = faults.Run(alone, options, devices=8, env=env)
+    runs = runs_of(together, options, 4, devices=2, env=env)
+    assert runs[0].wait_until(lambda: faults.last_step(together) >= 5), runs[0].said()
+    runs[3].kill(signal.SIGTERM)
+    assert [run.wait() for run in runs] == [143] * 4, runs[0].said()
+    assert Checkpoints(together, read_only=True).steps()[-1] < 40
+    runs = runs_of(together, options, 4, devices=2, env=env)
+    assert [run.wait() for run in runs] == [0] * 4, runs[0].said()
+    assert "Continuing after step" in runs[0].said()
+    one.finish()
+    ours, theirs = (logs.read_lines(folder / "metrics.jsonl") for folder in (together, alone))
+    assert [(a["step"], a["split"]) for a in ours] == [(b["step"], b["split"]) for b in theirs]
+    assert ours[0]["top1_error"] == theirs[0]["top1_error"]
+    for name in ("loss", "gradient_norm"):
+        assert ours[0][name] == pytest.approx(theirs[0][name], rel=1e-6)
+    assert ours[4]["loss"] == pytest.approx(theirs[4]["loss"], rel=1e-3)
+    assert ours[-1]["images"] == theirs[-1]["images"] == 899
+    runs = runs_of(together, options, 4, "--mode=evaluate", devices=2, env=env)
+    assert [run.wait() for run in runs] == [0] * 4, runs[0].said()
+    found = json.loads((together / "evaluation.json").read_text())
+    assert found["top1_error"] == ours[-1]["top1_error"]
+
+
+def test_what_the_first_process_sends_is_few_large_buffers_of_the_same_bits(monkeypatch):
+    kinds = ("float32", "bfloat16", "int32", "uint8", "bool")
+    arrays = {f"{k}{i}": np.full((i, 3), -0.0).astype(k) for k in kinds for i in range(40)}
+    arrays |= {"nan": np.array(np.uint32(0x7FC00123)).view(np.float32), "count": np.int64(2**40)}
+    sent = []
+
+    def broadcast(value):
+        sent.append(np.asarray(value).nbytes)
+        return value
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "BROADCAST_BYTES", 1000)
+    monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", broadcast)
+    received, facts = processes.from_first(lambda: (arrays, [7, None]))
+    total = sum(np.asarray(array).nbytes for array in arrays.values())
+    assert len(sent) == 2 + -(-total // 1000)  # two tell what comes
+    assert facts == [7, None]
+    assert list(received) == list(arrays)
+    for name, array in received.items():
+        assert array.dtype == arrays[name].dtype and array.shape == arrays[name].shape
+        assert array.tobytes() == np.asarray(arrays[name]).tobytes()
+
+
 @pytest.fixture(scope="module")
 def half_way(data_dir, tmp_path_factory):
     """A run on two devices, and a copy of it as it was after half of its steps."""
@@ -173,6 +226,10 @@ def test_another_number_of_devices_without_synchronised_bn_is_warned_of(half_way
         (("localhost:1", 2, 2), "--process_id=2 with --num_processes=2"),
         (("localhost:1", 2, -1), "--process_id=-1"),
         (("localhost:1", 0, 0), "--num_processes=0"),
+        (("localhost:1", 2, 0, False, ["x"]), "--local_device_ids=x: expected numbers"),
+        (("localhost:1", 2, 0, False, ["-1"]), "--local_device_ids=-1: expected numbers"),
+        (("localhost:1", 2, 0, False, ["0", "0"]), "each once"),
+        (("", 0, -1, False, ["0"]), "only in a run of several processes"),
     ],
 )
 def test_flags_that_do_not_fit_together_are_refused(flags, named):
@@ -199,4 +256,14 @@ def test_a_cluster_is_recognised_by_its_environment(monkeypatch, environment, ex
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: joined.append(a))
     monkeypatch.setattr(jax.config, "update", lambda *a: None)
     processes.join()
-    assert joined == ([(None, None, None)] if expected else [])
+    assert joined == ([(None, None, None, None)] if expected else [])
+
+
+def test_local_devices_reach_jax(monkeypatch):
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: joined.append(a))
+    monkeypatch.setattr(jax.config, "update", lambda *a: None)
+    monkeypatch.setattr(processes.ctypes.pythonapi, "PyOS_setsig", lambda *a: None)
+    processes.join("localhost:1", 8, 3, local_device_ids=["3"])
+    processes.join("localhost:1", 2, 1, local_device_ids=["4", "5"])
+    assert joined == [("localhost:1", 8, 3, [3]), ("localhost:1", 2, 1, [4, 5])]

@@ -73,7 +73,6 @@ def test_a_wrong_field_is_named_with_its_value(recipe, field, value):
         ("data.validation_split", "test", "set one of the two"),
         ("data.resident", False, "validation_size"),
         ("batch_size", 127, "the nearest sizes are 126 or 128"),
-        ("eval.batch_size", 3, "the nearest sizes are 2 or 4"),
     ],
 )
 def test_fields_that_do_not_fit_together(field, value, named):
