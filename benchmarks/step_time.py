@@ -111,7 +111,7 @@ def device_limits(dtype: str) -> tuple[float, float, str]:
 def torch_options(config: ConfigDict, size: int, classes: int, compiled: bool) -> dict[str, Any]:
     """What `torch_peer.py` is told: the same network, batch and device."""
     m = config.model
-    table = architecture(m.stem, m.depth)
+    table = architecture(m.stem, m.depth, m.block)
     return {
         "network": {
             "stage_sizes": table.stage_sizes,

@@ -39,6 +39,25 @@ def from_dict(fields: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
+def as_meant(saved: dict[str, Any], name: str) -> dict[str, Any]:
+    """A run's nested fields, `saved` under `name`: those from before `model.block` meant something.
+
+    Raises:
+      UserError: its network computed otherwise then.
+    """
+    model = saved.get("model")
+    if not isinstance(model, dict) or "block" in model:
+        return saved
+    if model.get("preactivation") or model.get("variant") == "dropout_shortcut":
+        raise UserError(
+            f"{name}: an older version trained this network; the first pre-activated block and "
+            "dropout on the shortcut computed otherwise then. Train it again in another --workdir."
+        )
+    both = model.get("stem") == "cifar" and model.get("depth") in range(38, 12_003, 18)
+    basic = {"block": "basic"} if both and model["depth"] not in (56, 110) else {}
+    return saved | {"model": model | basic}
+
+
 def check_types(config: ConfigDict) -> None:
     """Raises UserError unless every value is of the type that it has in `base`, and finite."""
     flat = flatten(config)

@@ -63,7 +63,10 @@ FIELDS = {
     "tensorboard": Field(True, "write TensorBoard events"),
     "init_from": Field("", "weight file to start from; brings its stride, pooling, normalisation"),
     "replace_head": Field(False, "allow a new head when init_from has other classes"),
-    "model.depth": Field(50, "18, 34, 50, 101, 152 (imagenet stem) or 6n+2 (cifar stem)"),
+    "model.depth": Field(50, "18, 34, 50, 101, 152, 200, or for the cifar stem 6n+2 or 9n+2"),
+    "model.block": Field(
+        "", "basic or bottleneck, where both have the depth ('': the depth tells)"
+    ),
     "model.residual": Field(True, "False: the plain twin without shortcuts"),
     "model.shortcut": Field("B", "A (zero-pad), B (project where shapes change), C (project)"),
     "model.stem": Field("imagenet", "imagenet (7×7/2 and max pool) or cifar (3×3)"),

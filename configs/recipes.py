@@ -1,9 +1,10 @@
 """The recipes that the config files share.
 
 A config's argument (what follows the colon in `--config=FILE:ARGUMENT`) is a comma-separated list:
-a network (`resnet110`, `plain56`), `goyal` for the modern baseline of the same network, `followup`
-for the warm-up of Identity Mappings on CIFAR, `quick` for a run of a few steps that only shows that
-everything works.
+a network (`resnet110`, `plain56`), `goyal` for the modern baseline of the same network, `quick` for
+a run of a few steps that only shows that everything works. On CIFAR also `followup` for the warm-up
+of Identity Mappings, and `basic` or `bottleneck` where two networks have the depth (`resnet38`;
+`resnet164` is the one of bottlenecks, as there).
 """
 
 import re
@@ -13,6 +14,9 @@ from ml_collections import ConfigDict
 from configs.base import base
 from configs.fields import IMAGENET_STEPS_PER_EPOCH
 from errors import UserError
+
+BLOCKS = ("basic", "bottleneck")
+FOLLOWUP = {164: "bottleneck"}
 
 
 def _parse(arg, default, known):
@@ -28,10 +32,9 @@ def _parse(arg, default, known):
                 f"config argument {token!r}: expected a network like 'resnet20' or 'plain56', "
                 f"{', '.join(map(repr, known))}, separated by commas."
             )
-    if {"goyal", "followup"} <= options:
-        raise UserError(
-            f"config argument {arg!r}: 'goyal' has a warm-up of its own; leave one out."
-        )
+    for pair in (("goyal", "followup"), BLOCKS):
+        if options.issuperset(pair):
+            raise UserError(f"config argument {arg!r}: {' and '.join(pair)} exclude each other.")
     family, depth = re.fullmatch(r"([a-z]+)(\d+)", network).groups()
     return family, int(depth), options
 
@@ -59,12 +62,16 @@ def cifar(arg: str = "", default: str = "resnet20", train_images: int = 50_000) 
     Both twins of a depth have the same warm-up: the paper's from 110 layers on, which it describes
     for ResNet-110, or with `followup` 400 steps at 0.01 at every depth (Identity Mappings).
     """
-    family, depth, options = _parse(arg, default, ("goyal", "followup", "quick"))
+    known = ("goyal", "followup", "quick", *BLOCKS)
+    family, depth, options = _parse(arg, default, known)
     config = base()
     config.update(batch_size=128, num_steps=64_000, eval_every=2_000)
     config.model.update(
         depth=depth, residual=family == "resnet", shortcut="A", stem="cifar", width=16
     )
+    config.model.block = next(iter(options & {*BLOCKS}), FOLLOWUP.get(depth, ""))
+    if config.model.block == "bottleneck" or (depth - 2) % 6:
+        config.model.shortcut = "B"  # as in the authors' code for these networks
     config.optim.boundaries = (32_000, 48_000)
     if "followup" in options:
         config.optim.update(warmup_form="constant", warmup_steps=400)

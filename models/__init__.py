@@ -8,11 +8,12 @@ from typing import Any
 
 from errors import UserError
 from models.identity_mappings import VARIANTS
-from models.resnet import ResNet, architecture
+from models.resnet import BLOCKS, ResNet, architecture
 
 __all__ = ["CHOICES", "check", "create"]
 
 CHOICES = {
+    "block": ("", *BLOCKS),
     "shortcut": ("A", "B", "C"),
     "stem": ("imagenet", "cifar"),
     "stem_pool": ("padded", "unpadded"),
@@ -110,7 +111,7 @@ def check(model_config: Mapping[str, Any]) -> None:
                 f"model.{name}={getattr(model, name)!r}: "
                 f"expected one of {', '.join(map(repr, choices))}."
             )
-    architecture(model.stem, model.depth)
+    architecture(model.stem, model.depth, model.block)
     for wrong, message in CONFLICTS:
         if wrong(model):
             raise UserError(message.format(m=model))

@@ -16,6 +16,8 @@ class BlockSpec:
       dilation: of the 3×3 convolutions after the one that strides.
       dilation_before: of those up to the one that strides, or would if its stride were not
         replaced by dilation.
+      activated: whether x has the activation already that a pre-activated block begins with: in
+        the first block of all (Identity Mappings, appendix).
       dtype: of the computation.
     """
 
@@ -23,6 +25,7 @@ class BlockSpec:
     strides: int = 1
     dilation: int = 1
     dilation_before: int = 1
+    activated: bool = False
     shortcut: str = "B"
     residual: bool = True
     downsample_in: str = "1x1"
@@ -41,4 +44,4 @@ class BlockSpec:
 
     def following(self) -> "BlockSpec":
         """The specification of the stage's other blocks, if this is the first one's."""
-        return dataclasses.replace(self, strides=1, dilation_before=self.dilation)
+        return dataclasses.replace(self, strides=1, dilation_before=self.dilation, activated=False)

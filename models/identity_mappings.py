@@ -13,7 +13,7 @@ from jax import Array
 from models.block import ResidualBlock
 from models.ops.relu import relu
 
-SHORTCUT_DROPOUT = 0.5  # table 1, last row
+SHORTCUT_DROPOUT = 0.5  # ratio in table 1, last row
 
 
 class ConstantScaling(ResidualBlock):
@@ -50,11 +50,15 @@ class ExclusiveGating(ShortcutGating):
 
 
 class DropoutShortcut(ResidualBlock):
-    """`relu(dropout(shortcut) + f)`: section 3.1, figure 2(f)."""
+    """`relu(dropout(shortcut) + f)`: section 3.1, figure 2(f).
+
+    What is kept stays as it is, so that dropout scales the shortcut by 0.5 in expectation; testing
+    scales it by 0.5.
+    """
 
     def shortcut(self, x: Array, train: bool) -> Array:
-        shortcut = super().shortcut(x, train)
-        return nn.Dropout(SHORTCUT_DROPOUT, deterministic=not train)(shortcut)
+        inverted = nn.Dropout(SHORTCUT_DROPOUT, deterministic=not train)  # expectation 1
+        return (1 - SHORTCUT_DROPOUT) * inverted(super().shortcut(x, train))
 
 
 class BnAfterAddition(ResidualBlock):
@@ -87,12 +91,14 @@ class ReluBeforeAddition(ResidualBlock):
 class FullPreactivation(ResidualBlock):
     """`shortcut + f`, each layer of f being BN, ReLU, convolution: figure 4(e).
 
-    f is given the first activation, which a projection reads, too; the identity reads x itself.
+    f is given the first activation, which a projection reads, too; the identity reads x itself. The
+    first block of all is given x after its activation, before the split; what follows the last
+    block's addition is `ResNet`'s.
     """
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        activation = self.activation(1, x, train)
+        activation = x if self.spec.activated else self.activation(1, x, train)
         y = self.f(activation, train)
         if not self.spec.residual:
             return y

@@ -38,35 +38,67 @@ IMAGENET = {
     50: Architecture((3, 4, 6, 3), BottleneckBlock),
     101: Architecture((3, 4, 23, 3), BottleneckBlock),
     152: Architecture((3, 8, 36, 3), BottleneckBlock),
+    200: Architecture((3, 24, 36, 3), BottleneckBlock),  # Identity Mappings, section 4.2
 }
-MAX_CIFAR_DEPTH = 6 * 2000 + 2
+BLOCKS: dict[str, type[ResidualBlock]] = {"basic": BasicBlock, "bottleneck": BottleneckBlock}
+# Layers of one block in each of the three stages of a CIFAR network; table 6 of the paper has these
+# depths of basic blocks that both forms could have.
+CIFAR_LAYERS = {"basic": 6, "bottleneck": 9}
+TABLE_6 = (20, 56, 110)
+MAX_CIFAR_BLOCKS = 2000  # in a stage
 HEAD_INIT = nn.initializers.normal(0.01)  # Goyal et al., section 5.1; the paper does not say.
 
 
-def architecture(stem: str, depth: int) -> Architecture:
+def architecture(stem: str, depth: int, block: str = "") -> Architecture:
     """The stages of a network of `depth` weighted layers.
 
-    ImageNet depths are table 1's; a CIFAR network has 6n+2 layers in three stages of n basic blocks
-    (section 4.2).
+    ImageNet depths are table 1's, and 200; a CIFAR network has 6n+2 layers in three stages of n
+    basic blocks (section 4.2), or 9n+2 in stages of bottlenecks (Identity Mappings).
+
+    Args:
+      block: '' (what the depth tells), 'basic' or 'bottleneck'.
 
     Raises:
-      UserError: for a depth that no such network has.
+      UserError: for a depth that no such network has, or that two have and `block` does not choose.
     """
-    if stem == "imagenet":
-        if depth not in IMAGENET:
-            raise UserError(
-                f"model.depth={depth}: with model.stem='imagenet' the depth is one of "
-                f"{', '.join(map(str, IMAGENET))} (table 1 of the paper)."
-            )
-        return IMAGENET[depth]
-    n, rest = divmod(depth - 2, 6)
-    if rest or n < 1 or depth > MAX_CIFAR_DEPTH:
-        near = 6 * min(max(1, round((depth - 2) / 6)), (MAX_CIFAR_DEPTH - 2) // 6) + 2
+    if stem == "cifar":
+        return _cifar(depth, block)
+    if depth not in IMAGENET:
         raise UserError(
-            f"model.depth={depth}: with model.stem='cifar' the depth is 6n+2 with n ≥ 1 "
-            f"(8, 14, 20, 32, 44, 56, 110, … {MAX_CIFAR_DEPTH}); the nearest is {near}."
+            f"model.depth={depth}: with model.stem={stem!r} the depth is one of "
+            f"{', '.join(map(str, IMAGENET))} (table 1 of the paper, and ResNet-200)."
         )
-    return Architecture((n, n, n), BasicBlock)
+    if block and IMAGENET[depth].block is not BLOCKS[block]:
+        raise UserError(
+            f"model.block={block!r}: with model.stem={stem!r}, ResNet-{depth} has the other form "
+            "of block; leave model.block empty."
+        )
+    return IMAGENET[depth]
+
+
+def _cifar(depth, block):
+    blocks = {
+        form: (depth - 2) // layers
+        for form, layers in CIFAR_LAYERS.items()
+        if (depth - 2) % layers == 0
+        and 1 <= (depth - 2) // layers <= MAX_CIFAR_BLOCKS
+        and block in ("", form)
+    }
+    if not blocks:
+        layers = CIFAR_LAYERS[block or "basic"]
+        near = layers * min(max(1, round((depth - 2) / layers)), MAX_CIFAR_BLOCKS) + 2
+        raise UserError(
+            f"model.depth={depth}, model.block={block!r}: with model.stem='cifar' the depth is "
+            "6n+2 of basic blocks (8, 14, 20, 32, 44, 56, 110, …) or 9n+2 of bottlenecks (11, 29, "
+            f"164, 1001, …), 1 ≤ n ≤ {MAX_CIFAR_BLOCKS}; near it is {near}."
+        )
+    if len(blocks) == 2 and depth not in TABLE_6:
+        raise UserError(
+            f"model.depth={depth} could be {blocks['basic']} basic blocks a stage (6n+2) or "
+            f"{blocks['bottleneck']} bottlenecks (9n+2); set model.block=basic or bottleneck."
+        )
+    form, n = next(iter(blocks.items()))
+    return Architecture((n, n, n), BLOCKS[form])
 
 
 class ResNet(nn.Module):
@@ -75,6 +107,7 @@ class ResNet(nn.Module):
     Attributes:
       num_classes: width of the head.
       depth: weighted layers (`architecture` lists the possible ones).
+      block: 'basic' or 'bottleneck' where both have the depth (CIFAR); '': what the depth tells.
       residual: False builds the plain twin, which has the parameters of the option-A network.
       shortcut: 'A', 'B' or 'C' (section 3.3 and 4.1).
       stem: 'imagenet' (7×7/2, 3×3/2 max pool, four stages) or 'cifar' (3×3, three stages).
@@ -98,6 +131,7 @@ class ResNet(nn.Module):
 
     num_classes: int
     depth: int = 50
+    block: str = ""
     residual: bool = True
     shortcut: str = "B"
     stem: str = "imagenet"
@@ -132,7 +166,7 @@ class ResNet(nn.Module):
           `stage1` … to `[batch, h, w, c]`, `pooled` to `[batch, c]` and `logits_map` to the head
           applied at every position, float32 `[batch, h, w, num_classes]`, whose mean is `logits`.
         """
-        table = architecture(self.stem, self.depth)
+        table = architecture(self.stem, self.depth, self.block)
         block = block_class(table.block, self)
         x = self._stem(images, train)
         endpoints = {"stem": x}
@@ -150,7 +184,7 @@ class ResNet(nn.Module):
         return logits, endpoints | {"pooled": pooled, "logits_map": head(x)}
 
     def _stem(self, images, train):
-        """The first convolution; BN and ReLU of a pre-activated network wait in its first block."""
+        """The first convolution, BN and ReLU: before the first shortcut of every network."""
         kernel_size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
         x = conv(
             self.width,
@@ -160,7 +194,7 @@ class ResNet(nn.Module):
             dtype=jnp.dtype(self.dtype),
             name="stem_conv",
         )(images)
-        return x if self.preactivation else relu(self._norm("stem_bn", train)(x))
+        return relu(self._norm("stem_bn", train)(x))
 
     def _last_activation(self, x, train):
         """What the last pre-activated block leaves to do."""
@@ -194,8 +228,14 @@ class ResNet(nn.Module):
             if stride_so_far * strides > self.output_stride:
                 dilation, strides = dilation * strides, 1
             stride_so_far *= strides
-            spec = dataclasses.replace(shared, width=self.width * 2**i, strides=strides)
             yield (
                 size,
-                dataclasses.replace(spec, dilation=dilation, dilation_before=dilation_before),
+                dataclasses.replace(
+                    shared,
+                    width=self.width * 2**i,
+                    strides=strides,
+                    dilation=dilation,
+                    dilation_before=dilation_before,
+                    activated=self.preactivation and i == 0,
+                ),
             )

@@ -4,8 +4,8 @@
     python -m paper.identity_mappings --dataset=digits --depth 20 --tables 1
 
 Why x, and not x/2: table 1 scales, gates, convolves or drops the shortcut. Table 2 moves BN and
-ReLU. Both are ResNet-110, medians of five runs; an error above 20 % counts as "fail". The paper's
-ResNet-164 has bottleneck blocks, which the CIFAR networks here have not.
+ReLU. Both are ResNet-110, medians of five runs; an error above 20 % counts as "fail". `--depth 164`
+is the paper's ResNet-164, of bottlenecks.
 """
 
 import statistics
@@ -52,7 +52,7 @@ def entries(depth: int, tables_: Iterable[int]) -> list[experiment.Entry]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, trains the grid and publishes."""
     p = experiment.parser("identity_mappings", __doc__)
-    p.add_argument("--depth", type=int, default=110, help="of the residual network, 6n+2")
+    p.add_argument("--depth", type=int, default=110, help="of the residual network")
     p.add_argument("--tables", type=int, nargs="+", choices=(1, 2), default=[1, 2])
     args = p.parse_args(argv)
     runs, notes = experiment.train_grid(args, entries(args.depth, args.tables))

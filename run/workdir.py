@@ -65,7 +65,7 @@ class Workdir:
                 f"{self.config}: cannot be used ({error}); choose another --workdir, or the folder "
                 "of a run whose config.json is whole."
             ) from error
-        return saved
+        return saved and base.as_meant(saved, str(self.config))
 
     def read_config(self) -> ConfigDict:
         """The complete config of a run that must exist; new fields have today's defaults.

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import models
 from configs import base, recipes
 from configs.fields import FIELDS, IMAGENET_STEPS_PER_EPOCH
 from errors import UserError
+from models import resnet
+from models.block import BasicBlock
 from run.workdir import Workdir
 from tests.support import field_reads
 from tests.support.house import tree_of
 
 ROOT = Path(__file__).parents[2]
-NETWORKS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "plain18", "plain34"]
+NETWORKS = [f"resnet{depth}" for depth in (18, 34, 50, 101, 152, 200)] + ["plain18", "plain34"]
 CORE = [
     path
     for folder in (".", "data", "run", "testing", "training", "weights")
@@ -53,6 +56,7 @@ def test_imagenet_recipes_build(name, arg):
 def test_small_recipes_build(name, arg):
     config = load(name, arg)
     models.create(config.model, 10)
+    assert config.model.block == ""
     depth = int(re.search(r"\d+", arg or "resnet20").group())
     assert (config.model.depth, config.model.shortcut) == (depth, "A")
     assert config.model.residual == (not arg.startswith("plain"))
@@ -91,12 +95,64 @@ def test_twins_share_a_recipe(name, options, depth):
     assert differ - {"model.zero_init_residual"} == {"model.residual"}
 
 
+@pytest.mark.parametrize(
+    ("arg", "block", "shortcut"),
+    [
+        ("resnet164", "bottleneck", "B"),
+        ("plain164", "bottleneck", "B"),
+        ("resnet164,basic", "basic", "A"),
+        ("resnet1001", "", "B"),
+        ("resnet29", "", "B"),
+        ("resnet20,bottleneck", "bottleneck", "B"),
+        ("resnet20,basic", "basic", "A"),
+    ],
+)
+def test_the_form_of_block_in_a_name(arg, block, shortcut):
+    config = load("cifar10", arg)
+    models.check(config.model)
+    assert (config.model.block, config.model.shortcut) == (block, shortcut)
+
+
+def test_a_name_that_two_networks_have_asks_which():
+    with pytest.raises(UserError, match=r"model\.block"):
+        models.check(load("cifar10", "resnet38").model)
+    with pytest.raises(UserError, match="exclude each other"):
+        load("cifar10", "resnet38,basic,bottleneck")
+
+
+def older(**model):
+    """A config.json from before `model.block`."""
+    fields = base.to_dict(load("cifar10", "resnet20"))
+    fields["model"].pop("block")
+    fields["model"].update(model)
+    return fields
+
+
+@pytest.mark.parametrize("depth", [20, 32, 38, 56, 110, 164, 182, 1202])
+def test_older_runs_have_basic_blocks(tmp_path, depth):
+    (tmp_path / "config.json").write_text(json.dumps(older(depth=depth)))
+    config = Workdir(tmp_path).read_config()
+    assert resnet.architecture("cifar", depth, config.model.block).block is BasicBlock
+    (tmp_path / "metrics.jsonl").write_text("{}\n")  # it has begun
+    with_name = load("cifar10", f"resnet{depth}" + (",basic" if depth in (38, 164, 182) else ""))
+    with_name.model.update(shortcut="A", scan_blocks=False)
+    with_name.optim.warmup_until_error = 0.0
+    Workdir(tmp_path).claim(with_name)
+
+
+@pytest.mark.parametrize("fields", [{"preactivation": True}, {"variant": "dropout_shortcut"}])
+def test_older_runs_that_computed_otherwise_are_refused(tmp_path, fields):
+    (tmp_path / "config.json").write_text(json.dumps(older(**fields)))
+    with pytest.raises(UserError, match=r"config\.json: an older version"):
+        Workdir(tmp_path).read_config()
+
+
 def test_warmup_of_the_followup():
     for depth in (20, 110):
         o = load("cifar10", f"plain{depth},followup").optim
         assert (o.warmup_form, o.warmup_steps, o.warmup_learning_rate) == ("constant", 400, 0.01)
         assert o.warmup_until_error == 0
-    with pytest.raises(UserError, match="leave one out"):
+    with pytest.raises(UserError, match="exclude each other"):
         load("cifar10", "resnet20,goyal,followup")
     with pytest.raises(UserError, match="followup"):
         load("resnet50", "followup")

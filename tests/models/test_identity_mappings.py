@@ -1,5 +1,6 @@
 """The follow-up's blocks: each one's equation, and a block that is added."""
 
+import functools
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import models
 from models.block import BasicBlock, BottleneckBlock, ResidualBlock
@@ -66,7 +68,8 @@ def test_each_block_is_its_equation(form, variant, strides, scale):
     found = jax.jit(lambda v: block.apply(v, x, False))(variables)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     if strides == 1:
-        np.testing.assert_allclose(kept["shortcut"], scale * x, rtol=1e-6)
+        half = 0.5 if variant == "dropout_shortcut" else 1
+        np.testing.assert_allclose(kept["shortcut"], half * scale * x, rtol=1e-6)
 
 
 @pytest.mark.parametrize("residual", [True, False], ids=["residual", "plain"])
@@ -116,6 +119,60 @@ def test_preactivation_keeps_a_clean_path():
     np.testing.assert_array_equal(block.apply({**variables, "params": zeroed}, x, False), x)
 
 
+def convolve(x, kernel, strides=1):
+    padding = [(kernel.shape[0] // 2,) * 2] * 2
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, dimension_numbers=numbers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stem", "depth", "shortcut"), [("cifar", 8, "A"), ("cifar", 11, "B"), ("imagenet", 18, "A")]
+)
+def test_the_first_and_the_last_unit_of_a_preactivated_network(stem, depth, shortcut):
+    """The first activation stands before the split, the last one after the addition."""
+    fields = {"stem": stem, "depth": depth, "shortcut": shortcut, "preactivation": True}
+    model, x = small(**fields, downsample_in="1x1"), jax.random.normal(KEY, (2, 40, 36, 3))
+    variables = random_variables(model, x)
+
+    def bn(x, *path):
+        scale, bias, mean, var = (
+            functools.reduce(dict.__getitem__, path, variables[kind])[name].reshape(1, 1, 1, -1)
+            for kind, names in (("params", ("scale", "bias")), ("batch_stats", ("mean", "var")))
+            for name in names
+        )
+        return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+    @jax.jit
+    def reference(x):
+        params = variables["params"]
+        x = convolve(x, params["stem_conv"]["kernel"], 2 if stem == "imagenet" else 1)
+        x = nn.relu(bn(x, "stem_bn"))
+        if stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for stage in sorted(k for k in params if k.startswith("stage")):
+            for name in sorted(params[stage]):
+                block = params[stage][name]
+                first = (stage, name) == ("stage1", "block1")
+                strides = 2 if stage != "stage1" and name == "block1" else 1
+                a = x if first else nn.relu(bn(x, stage, name, "bn1"))
+                y = convolve(a, block["conv1"]["kernel"], strides)
+                for i in range(2, 2 + ("conv2" in block) + ("conv3" in block)):
+                    y = convolve(nn.relu(bn(y, stage, name, f"bn{i}")), block[f"conv{i}"]["kernel"])
+                if "shortcut_conv" in block:
+                    x = convolve(a, block["shortcut_conv"]["kernel"], strides)
+                else:
+                    x = x[:, ::strides, ::strides]
+                    x = jnp.pad(x, [(0, 0)] * 3 + [(0, y.shape[-1] - x.shape[-1])])
+                x = x + y
+        x = nn.relu(bn(x, "final_bn")).mean((1, 2))
+        return x @ params["head"]["kernel"] + params["head"]["bias"][None]
+
+    found, _ = jax.jit(lambda x: model.apply(variables, x, train=False))(x)
+    expected = reference(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
 def test_a_gate_is_a_sigmoid_of_a_1x1_convolution_of_x():
     spec = BlockSpec(4, strides=2, gate_bias=-6.0)
     block, x = build("basic", spec, variant="exclusive_gating"), images(3)
@@ -126,14 +183,15 @@ def test_a_gate_is_a_sigmoid_of_a_1x1_convolution_of_x():
     np.testing.assert_allclose(terms(block, variables, x)["g"], expected, rtol=1e-4)
 
 
-def test_dropout_halves_or_doubles_the_shortcut_in_training_only():
+def test_dropout_scales_the_shortcut_by_half_in_expectation():
+    """Table 1, "dropout shortcut": the kept half is not rescaled, testing takes 0.5 of all."""
     block, x = build("basic", BlockSpec(3), variant="dropout_shortcut"), images(3)
     variables = block.init(KEY, x, False)
 
-    np.testing.assert_array_equal(terms(block, variables, x)["shortcut"], x)
+    np.testing.assert_array_equal(terms(block, variables, x)["shortcut"], 0.5 * x)
     dropped = terms(block, variables, x, train=True)["shortcut"]
     assert 0.3 < (dropped == 0).mean() < 0.7
-    np.testing.assert_allclose(dropped[dropped != 0], 2 * np.asarray(x)[dropped != 0], rtol=1e-6)
+    np.testing.assert_allclose(dropped[dropped != 0], np.asarray(x)[dropped != 0], rtol=1e-6)
 
 
 def small(**fields):

@@ -34,6 +34,7 @@ def count(num_classes, image=(1, 32, 32, 3), **fields):
         (50, "B", True, 25_557_032),
         (101, "B", True, 44_549_160),
         (152, "B", True, 60_192_808),
+        (200, "B", True, 64_673_832),
         (18, "A", True, 11_515_688),
         (18, "C", True, 12_043_816),
         (34, "A", True, 21_623_848),
@@ -69,6 +70,46 @@ def test_cifar_parameter_counts(depth, scan_blocks):
     assert count(10, (1, 28, 28, 1), shortcut="A", **fields) == grey
     assert count(10, shortcut="B", **fields) == projected
     assert count(10, shortcut="A", residual=False, **fields) == colour
+
+
+@pytest.mark.parametrize(
+    ("depth", "preactivation", "expected"),
+    [(164, True, 1_703_258), (164, False, 1_704_154), (1001, True, 10_327_706)],
+)
+def test_cifar_networks_of_bottlenecks(depth, preactivation, expected):
+    fields = {"stem": "cifar", "width": 16, "depth": depth, "block": "bottleneck"}
+    assert count(10, preactivation=preactivation, scan_blocks=True, **fields) == expected
+
+
+def test_resnet_200_pre_activated():
+    """Without BN after the four projections, each block's BN before its convolutions."""
+    changes = [(64, 64), (256, 128), (512, 256), (1024, 512)]
+    total = 3 * 7 * 7 * 64 + 2 * 64 + 2 * 2048 + 2049 * 1000  # stem, last BN, head
+    total -= 2 * 64  # the first block's BN is the stem's
+    for (before, w), n in zip(changes, (3, 24, 36, 3), strict=True):
+        total += before * w + before * 4 * w + (n - 1) * 4 * w * w + n * (9 + 4) * w * w
+        total += 2 * (before + 2 * w + (n - 1) * 6 * w)
+    assert count(1000, depth=200, preactivation=True) == total
+
+
+@pytest.mark.parametrize(
+    ("depth", "block", "convolutions"),
+    [
+        (20, "", 2),  # the paper's
+        (110, "", 2),
+        (44, "", 2),  # 6n+2 only
+        (11, "", 3),  # 9n+2 only
+        (1001, "", 3),
+        (164, "basic", 2),
+        (164, "bottleneck", 3),
+        (20, "bottleneck", 3),
+    ],
+)
+def test_a_depth_and_its_form_of_block(depth, block, convolutions):
+    fields = {"stem": "cifar", "width": 4, "depth": depth, "block": block, "scan_blocks": True}
+    params = shapes(10, **fields)["params"]
+    stage = params["stage2"].get("block1", params["stage2"].get("blocks"))
+    assert f"conv{convolutions}" in stage and f"conv{convolutions + 1}" not in stage
 
 
 def test_plain_twin_has_the_same_tree():
@@ -134,6 +175,13 @@ def test_bfloat16_keeps_float32_where_it_must():
     [
         ({"depth": 21}, "6n\\+2"),
         ({"depth": 2}, "6n\\+2"),
+        ({"depth": 164}, "27 basic blocks .* 18 bottlenecks .* model.block=basic or bottleneck"),
+        ({"depth": 38}, "model.block"),
+        ({"depth": 32, "block": "bottleneck"}, "9n\\+2.*near it is 29"),
+        ({"depth": 29, "block": "basic"}, "6n\\+2.*near it is 26"),
+        ({"depth": 9 * 2001 + 2}, "n ≤ 2000"),
+        ({"depth": 20, "block": "wide"}, "'basic', 'bottleneck'"),
+        ({"stem": "imagenet", "depth": 18, "block": "bottleneck"}, "model.block"),
         ({"stem": "imagenet", "depth": 20}, "18, 34, 50, 101, 152"),
         ({"shortcut": "D"}, "'A', 'B', 'C'"),
         ({"width": 0}, "width=0"),

@@ -33,6 +33,7 @@ def images(height=9, width=7, channels=3):
         {"scan_blocks": True},
         {"scan_blocks": True, "remat": "block"},
         {"scan_blocks": True, "remat": "segments"},
+        {"scan_blocks": True, "preactivation": True},
     ],
     ids=lambda form: "-".join(map(str, form.values())),
 )
@@ -40,7 +41,8 @@ def test_forms_compute_the_same(form, monkeypatch):
     """Scanning and recomputing change neither numbers (to rounding) nor the tree on disk."""
     # Five blocks, four of them scanned, make two unequal segments.
     monkeypatch.setattr("models.scanned.KEPT_PER_BLOCK", 0.5)
-    base, other = small(depth=32), small(depth=32, **form)
+    base = small(depth=32, preactivation=form.get("preactivation", False))
+    other = small(depth=32, **form)
     variables = jax.jit(lambda: base.init(KEY, images(), train=False))()
 
     def gradients(model, variables):

@@ -1,0 +1,12 @@
+"""ResNet-200 of Identity Mappings on ImageNet, the paper's recipe; `:goyal` for a modern one.
+
+python main.py --config=configs/resnet200.py --config.model.preactivation=True
+"""
+
+from ml_collections import ConfigDict
+
+from configs import recipes
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    return recipes.imagenet("resnet200", arg)
