@@ -1,12 +1,13 @@
-"""Weight files from elsewhere ↔ our variables: torchvision, timm, Keras, the authors' Caffe models.
+"""Weight files from elsewhere ↔ our variables.
 
-`load_weights` reads any of them into a network's variables; `conventions` says what else is known.
+torchvision, timm, Hugging Face, Keras, the authors' Caffe models, and what training programs save.
+`load_weights` reads any of them into a network's variables; `conventions` says what else is known
+of a file, and `describe` what is needed to classify images with nothing but the file.
 """
 
 import os
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,60 +17,107 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from errors import UserError
 from models.scanned import STACKED, stack_blocks, unstack_blocks
-from weights import caffe, keras, torchvision
+from weights import caffe, checkpoints, fit, huggingface, keras, torchvision
+from weights.architectures import HEAD, READ, identify, telling_name
 from weights.files import Tensor, read_safetensors, read_torch
+from weights.origins import CAFFE, KERAS, TORCHVISION, Conventions, Description, exported
 
-HEAD = ("params/head/kernel", "params/head/bias")
-LISTED = 8  # names in an error message
+__all__ = ["Conventions", "Description", "conventions", "describe", "load_weights"]
 
-
-class Conventions(NamedTuple):
-    """What a network's arrays do not say about it; None where the origin leaves it open.
-
-    Attributes:
-      downsample_in, stem_pool: the fields of `config.model` that the weights were trained with.
-      normalization: the constants that images were normalised with, by `config.data`'s name.
-    """
-
-    downsample_in: str | None = None
-    stem_pool: str | None = None
-    normalization: str | None = None
-
-
-CONSTANTS = ("imagenet", "caffe")  # normalisations that do not depend on a data set
-TORCHVISION = Conventions("3x3", "padded", "imagenet")
-KERAS = Conventions("1x1", "padded", "caffe")
-# The release subtracts a mean image; 'caffe' is the per-channel stand-in that Keras uses for it.
-CAFFE = Conventions("1x1", "unpadded", "caffe")
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".h5", ".hdf5", ".keras", ".caffemodel")
+SUFFIXES = (
+    *(".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt"),
+    *(".h5", ".hdf5", ".keras", ".caffemodel"),
+)
 
 
 class _File(NamedTuple):
+    """A weight file, read.
+
+    Attributes:
+      path: of the file that was read, which may lie in the folder that was given.
+      tensors: by our paths.
+      origin: in words.
+      conventions: what is known of it.
+      fields: of `config.model`, where the file says them.
+      notes: sentences to be logged.
+      theirs: our path → the file's name for it, for messages.
+    """
+
+    path: str
     tensors: dict[str, Tensor]
+    origin: str
     conventions: Conventions
-    theirs: Callable[[str], str] = str  # our path → the file's name for it, for messages
+    fields: Mapping[str, Any] = {}
+    notes: tuple[str, ...] = ()
+    theirs: Callable[[str], str] = str
 
 
-def _open(path: str | os.PathLike) -> _File:
-    path = os.fspath(path)
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix not in SUFFIXES:
+def _open(given: str | os.PathLike) -> _File:
+    path, part = _located(os.fspath(given))
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES and not path.name.endswith(huggingface.INDEX):
         raise UserError(f"{path}: unknown kind of weight file; expected {', '.join(SUFFIXES)}.")
-    if not os.path.isfile(path):
+    if not path.is_file():
         raise UserError(f"{path}: there is no such file. Nothing is downloaded; give a local one.")
+    fit.check_name(path, telling_name(path))
     if suffix == ".caffemodel":
-        return _File(caffe.from_caffe(caffe.read_caffe(path)), CAFFE)
+        tensors = caffe.from_caffe(caffe.read_caffe(path))
+        return _File(str(path), tensors, "the authors' release", CAFFE)
     if suffix in (".h5", ".hdf5", ".keras"):
-        return _File(keras.from_keras(keras.read_keras(path)), KERAS)
-    tree, metadata = read_safetensors(path) if suffix == ".safetensors" else (read_torch(path), {})
-    arrays = torchvision.state_dict(tree, path)
-    known = TORCHVISION
+        return _File(str(path), keras.from_keras(keras.read_keras(path)), "Keras", KERAS)
+    return _open_torch(path, part)
+
+
+def _open_torch(path: Path, part: str) -> _File:
+    metadata: dict[str, str] = {}
+    if path.name.endswith(huggingface.INDEX):
+        tree: Any = huggingface.read_shards(path, _read)
+    else:
+        tree, metadata = _read(path)
+    arrays, notes = checkpoints.state_dict(tree, path, part)
+    origin, known = "torchvision or timm", TORCHVISION
+    rename: Callable[[str], str] = str
+    theirs = torchvision.torch_name
+    if huggingface.has_names(arrays):
+        origin, rename, theirs = "Hugging Face", huggingface.torchvision_name, _of_huggingface
+    fields: Mapping[str, Any] = {}
     if "downsample_in" in metadata:  # a file of export.py says how it was trained
-        known = Conventions(*map(metadata.get, Conventions._fields))
-        if known.normalization not in CONSTANTS:
-            known = known._replace(normalization=None)
-    return _File(torchvision.from_torch(arrays), known, torchvision.torch_name)
+        origin = "export.py"
+        known, fields = exported(path, metadata)
+    elif origin == "Hugging Face" or path.name in huggingface.WEIGHTS:
+        said = huggingface.says(path)
+        fit.check_name(path, said.get("architecture", ""))
+        known = known.told(said)
+        if known.constants:
+            mean, std = known.constants
+            notes.append(
+                f"{path}: trained on pixels minus {mean}, divided by {std}, for which "
+                "data.normalization has no name: predict.py and export.py use them with --weights, "
+                "training and testing use data.normalization."
+            )
+        if origin == "Hugging Face" and "downsample_in" not in said:
+            notes.append(
+                f"{path}: no config.json beside it, so its bottlenecks are taken to stride in the "
+                "3×3 convolution, as is Hugging Face's default."
+            )
+    tensors = torchvision.from_torch(arrays, rename)
+    return _File(str(path), tensors, origin, known, fields, tuple(notes), theirs)
+
+
+def _of_huggingface(path: str) -> str:
+    return huggingface.huggingface_name(torchvision.torch_name(path))
+
+
+def _located(given: str) -> tuple[Path, str]:
+    """The file of 'FILE', 'FOLDER' or 'FILE#PART', and the part."""
+    path, _, part = (given, "", "") if os.path.exists(given) else given.partition("#")
+    if os.path.isdir(path):
+        return huggingface.weight_file(Path(path), SUFFIXES), part
+    return Path(path), part
+
+
+def _read(path: Path) -> tuple[Any, dict[str, str]]:
+    return read_safetensors(path) if path.suffix == ".safetensors" else (read_torch(path), {})
 
 
 def load_weights(
@@ -82,8 +130,10 @@ def load_weights(
     """Reads a weight file into the variables of a network.
 
     Args:
-      path: `.safetensors`, `.pth`, `.pt`, `.bin` (torchvision's and timm's names), `.h5`, `.keras`
-        (Keras' ResNet50/101/152) or `.caffemodel` (the authors' release).
+      path: `.safetensors`, `.pth`, `.pt`, `.bin`, `.tar`, `.ckpt` (torchvision's, timm's or Hugging
+        Face's names, alone or in a training checkpoint), `.h5`, `.keras` (Keras'
+        ResNet50/101/152), `.caffemodel` (the authors' release), or the folder of one of these.
+        'FILE#PART' names one network of a checkpoint that has several.
       model_config: fields of the network, e.g. `config.model`; compared with what the file's origin
         is known to have been trained with.
       variables_template: the network's variables, `{'params': …, 'batch_stats': …}`; a replaced
@@ -95,7 +145,7 @@ def load_weights(
       `(variables, notes)`: float32 arrays in the template's structure, and sentences to be logged.
 
     Raises:
-      UserError: the file cannot be read; it is of another depth; names are missing or unknown;
+      UserError: the file cannot be read; it is of another network; names are missing or unknown;
         shapes differ; the head differs and may not be replaced.
     """
     file = _open(path)
@@ -103,16 +153,16 @@ def load_weights(
     wanted = flatten_dict(jax.eval_shape(unstack_blocks, template), sep="/")
     wanted = dict(sorted(wanted.items(), key=lambda item: not item[0].startswith("params")))
     found = dict(file.tensors)
-    notes = []
+    notes = list(file.notes)
     if replace_head:
-        notes += _use_template_head(path, found, wanted, template["params"]["head"])
-    _check_names(path, found, wanted, file.theirs)
-    _check_shapes(path, found, wanted)
+        notes += _use_template_head(file.path, found, wanted, template["params"]["head"])
+    fit.check(file.path, found, wanted, file.theirs, model_config)
     arrays = {name: jnp.asarray(np.asarray(found[name].array, np.float32)) for name in wanted}
+    notes += _nonfinite(file.path, {found[name].source: arrays[name] for name in wanted})
     variables = unflatten_dict(arrays, sep="/")
     if any(STACKED in stage for stage in template["params"].values()):
         variables = stack_blocks(variables)
-    return variables, notes + _convention_notes(file.conventions, model_config)
+    return variables, notes + file.conventions.notes(model_config)
 
 
 def conventions(path: str | os.PathLike) -> Conventions:
@@ -124,8 +174,31 @@ def conventions(path: str | os.PathLike) -> Conventions:
     return _open(path).conventions
 
 
+def describe(path: str | os.PathLike) -> Description:
+    """What is needed to classify images with nothing but a weight file.
+
+    Raises:
+      UserError: the file cannot be read, holds no network that can be built here, or has no head.
+    """
+    file = _open(path)
+    network = identify(file.tensors)
+    if network.why_not:
+        raise UserError(f"{file.path}: holds {network.name}: {network.why_not}. {READ}")
+    if not all(name in file.tensors for name in HEAD):
+        names = " and ".join(map(file.theirs, HEAD))
+        raise UserError(f"{file.path}: has no head ({names}), so it names no classes.")
+    stem = file.tensors["params/stem_conv/kernel"].array
+    return file.conventions.describe(
+        file.path,
+        file.origin,
+        network.fields | dict(file.fields),
+        channels=stem.shape[2],
+        num_classes=file.tensors[HEAD[1]].array.shape[0],
+    )
+
+
 def _use_template_head(
-    path: str | os.PathLike, found: dict[str, Tensor], wanted: Mapping[str, Any], head: Mapping
+    path: str, found: dict[str, Tensor], wanted: Mapping[str, Any], head: Mapping
 ) -> list[str]:
     """Puts the template's head in the place of one that does not fit; returns what to log."""
     present = [found[name].array.shape for name in HEAD if name in found]
@@ -137,92 +210,13 @@ def _use_template_head(
     return [f"{path}: the head {old} is replaced by a new one of {head['bias'].shape[0]} classes."]
 
 
-def _check_names(
-    path: str | os.PathLike,
-    found: Mapping[str, Tensor],
-    wanted: Mapping[str, Any],
-    theirs: Callable[[str], str],
-) -> None:
-    missing = [theirs(name) for name in wanted if name not in found]
-    unknown = [tensor.source for name, tensor in found.items() if name not in wanted]
-    if not missing and not unknown:
-        return
-    there, here = _blocks(found), _blocks(wanted)
-    depths = ""
-    if there and there != here:
-        depths = (
-            f"it holds a network of {_shape(there)}, and config.model describes {_shape(here)}; "
-        )
-    problems = [
-        f"{len(names)} {kind}: {_listed(names)}"
-        for kind, names in (("missing", missing), ("unknown", unknown))
-        if names
+def _nonfinite(path: str, arrays: Mapping[str, Any]) -> list[str]:
+    """A sentence that names the arrays with NaN or Inf in them."""
+    bad = [
+        f"{name} ({np.isnan(array).sum():,} NaN, {np.isinf(array).sum():,} Inf)"
+        for name, array in arrays.items()
+        if not np.isfinite(array).all()
     ]
-    advice = "Set model.depth, model.stem and model.shortcut to the file's, or choose another file."
-    if not any(name in found for name in HEAD):
-        advice = "A file without a head needs replace_head=True."
-    raise UserError(f"{path}: does not fit; {depths}{'; '.join(problems)}. {advice}")
-
-
-def _blocks(names: Iterable[str]) -> Counter[str]:
-    """Convolutions of each block: {'stage1/block1': 2, …}."""
-    kernels = (re.fullmatch(r"params/(stage\d+/block\d+)/conv\d+/kernel", name) for name in names)
-    return Counter(match[1] for match in kernels if match)
-
-
-def _shape(blocks: Counter[str]) -> str:
-    stages = Counter(block.split("/")[0] for block in blocks)
-    sizes = " + ".join(str(stages[stage]) for stage in sorted(stages))
-    layers = " or ".join(map(str, sorted(set(blocks.values()))))
-    return f"depth {2 + blocks.total()} ({sizes} blocks of {layers} convolutions)"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
-
-
-def _check_shapes(
-    path: str | os.PathLike, found: Mapping[str, Tensor], wanted: Mapping[str, Any]
-) -> None:
-    wrong = [name for name in wanted if found[name].array.shape != wanted[name].shape]
-    if not wrong:
-        return
-    if set(wrong) <= set(HEAD) and found[HEAD[0]].array.shape[0] == wanted[HEAD[0]].shape[0]:
-        there, here = found[HEAD[0]].array.shape, wanted[HEAD[0]].shape
-        raise UserError(
-            f"{path}: a head of {there[1]} classes, {there}; the data has {here[1]}, {here}. "
-            "Allow a new head with replace_head=True, or use data of the file's classes."
-        )
-    listed = [
-        f"{found[name].source} has {found[name].array.shape}, expected {wanted[name].shape}"
-        for name in wrong
-    ]
-    raise UserError(
-        f"{path}: {len(wrong)} arrays have another shape (kernels as [height, width, in, out]): "
-        f"{_listed(listed)}. Choose the file's model.width, or its number of image channels."
-    )
-
-
-def _convention_notes(known: Conventions, model_config: Mapping[str, Any]) -> list[str]:
-    """Sentences about what the weights were trained with and the arrays do not say."""
-    fields = dict(model_config)
-    notes = []
-    has_bottlenecks = fields.get("stem") != "cifar" and fields.get("depth", 50) >= 50
-    for name, default, matters in (
-        ("downsample_in", "1x1", has_bottlenecks),
-        ("stem_pool", "padded", fields.get("stem") != "cifar"),
-    ):
-        value, expected = fields.get(name, default), getattr(known, name)
-        if expected and value != expected and matters:
-            notes.append(
-                f"These weights were trained with model.{name}={expected}, and config.model has "
-                f"{value}: unless that is on purpose, set --config.model.{name}={expected}."
-            )
-    if known.normalization == "caffe":
-        note = "These weights expect RGB pixel values minus ImageNet's channel means, undivided"
-        note += " (data.normalization=caffe)"
-        if known.stem_pool == "unpadded":
-            note += ", or minus the release's mean image (weights.caffe.read_mean_image)"
-        notes.append(note + ".")
-    return notes
+    if not bad:
+        return []
+    return [f"{path}: WARNING: {len(bad)} arrays are not finite: {checkpoints.listed(bad)}."]

@@ -1,10 +1,7 @@
 """Weight files as dictionaries of NumPy arrays, read without torch and without running anything.
 
-A `.pth` file is a pickle, and a pickle can name any function to be called while it is read. Here it
-can name nothing but the eleven harmless things in `_INERT`; everything else is refused, so a file
-from a stranger can be opened. That needs no torch, and both of torch's formats are read: the zip
-archive of today and the plain stream of the years before 1.6, in which torchvision's older
-checkpoints are.
+Both of torch's formats are read: the zip archive of today and the plain stream of the years before
+1.6, in which torchvision's older checkpoints are. `weights.pickled` has what makes that safe.
 """
 
 import contextlib
@@ -12,30 +9,20 @@ import io
 import math
 import os
 import pickle
-import pickletools
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 from google.protobuf import message as protobuf
 
 from errors import UserError
+from weights.pickled import Refused, Storage, TensorSpec, foreign_classes, unpickle
 
-STORAGE_DTYPES = {
-    "DoubleStorage": np.dtype("<f8"),
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "BoolStorage": np.dtype("?"),
-}
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # What damaged or hostile files may raise on their way through a reader.
 BROKEN = (
@@ -74,7 +61,7 @@ def readable(path: str | os.PathLike, kind: str) -> Iterator[None]:
     """
     try:
         yield
-    except _Refused as error:
+    except Refused as error:
         raise UserError(
             f"{path}: refused, because reading it would call {error}. Only tensors and plain "
             "values are read; save the state dict alone: torch.save(model.state_dict(), path)."
@@ -105,88 +92,16 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
 def read_torch(path: str | os.PathLike) -> Any:
     """Reads a file of `torch.save`: nested dictionaries and lists with arrays for tensors.
 
+    An object of any other class is a `Foreign` with its attributes; nothing of it is run.
+
     Raises:
-      UserError: for a damaged file, or one that holds more than tensors and plain Python values.
+      UserError: for a damaged file, one that holds such objects and no tensor, or one that would
+        call what only an attack calls.
     """
     with readable(path, "a torch file"), open(path, "rb") as file:
         load = _load_zip if file.read(2) == b"PK" else _load_stream
         file.seek(0)
         return load(file)
-
-
-class _Refused(pickle.UnpicklingError):
-    """The pickle asked for something outside `_INERT`."""
-
-
-class _TensorSpec(NamedTuple):
-    """A tensor as the pickle describes it; turned into an array after the pickle is read."""
-
-    storage: Any
-    offset: int
-    shape: tuple
-    strides: tuple
-
-
-class _StorageType(NamedTuple):
-    dtype: np.dtype
-
-
-class _Storage(NamedTuple):
-    dtype: np.dtype
-    key: str
-    size: int
-
-
-class _StateDict(dict):
-    """Stands for OrderedDict."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        """Ignores the attributes that torch's OrderedDict carries (`_metadata`)."""
-
-
-def _inert(function: Callable) -> object:
-    """Something to call, without any attribute that a pickle's BUILD could overwrite."""
-    return type("_Inert", (), {"__slots__": (), "__call__": lambda self, *args: function(*args)})()
-
-
-_INERT = {
-    ("collections", "OrderedDict"): _inert(lambda items=(): _StateDict(items)),
-    ("torch", "Size"): _inert(lambda shape: tuple(shape)),
-    ("torch._utils", "_rebuild_tensor_v2"): _inert(
-        lambda storage, offset, shape, strides, *_: _TensorSpec(
-            storage, offset, tuple(shape), tuple(strides)
-        )
-    ),
-    ("torch._utils", "_rebuild_parameter"): _inert(lambda data, *_: data),
-    **{("torch", name): _StorageType(dtype) for name, dtype in STORAGE_DTYPES.items()},
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in _INERT:
-            raise _Refused(f"{module}.{name}")
-        return _INERT[module, name]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage_type, key, _, count, *_ = pid
-        if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise pickle.UnpicklingError(f"unknown persistent object {kind!r}")
-        return _Storage(storage_type.dtype, str(key), int(count))
-
-
-def _unpickle(file: IO[bytes]) -> Any:
-    """Reads one pickle from `file`, leaving the position after it."""
-    start = file.tell()
-    for i, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        # The interpreter allocates memory up to any memo index that it meets.
-        if opcode.name in ("LONG_BINPUT", "PUT") and argument > i:
-            raise pickle.UnpicklingError(f"memo index {argument} at step {i} of a pickle")
-    end = file.tell()
-    file.seek(start)
-    return _Unpickler(io.BytesIO(file.read(end - start)), encoding="utf-8").load()
 
 
 def _load_zip(file: IO[bytes]) -> Any:
@@ -199,9 +114,9 @@ def _load_zip(file: IO[bytes]) -> Any:
             archive.read(f"{root}byteorder") != b"little"
         ):
             raise NotImplementedError("tensors in big-endian byte order")
-        tree = _unpickle(io.BytesIO(archive.read(pickles[0])))
+        tree = unpickle(io.BytesIO(archive.read(pickles[0])))
 
-        def read(storage: _Storage) -> bytes:
+        def read(storage: Storage) -> bytes:
             entry = archive.getinfo(f"{root}data/{storage.key}")
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise zipfile.BadZipFile("compressed tensors, which torch does not write")
@@ -212,14 +127,15 @@ def _load_zip(file: IO[bytes]) -> Any:
 
 def _load_stream(file: IO[bytes]) -> Any:
     """The format before torch 1.6: five pickles, then each storage as a count and its bytes."""
-    if _unpickle(file) != LEGACY_MAGIC:
+    if (magic := unpickle(file)) != LEGACY_MAGIC:
+        _refuse_foreign(magic)
         raise pickle.UnpicklingError("not a file of torch.save")
-    _unpickle(file)  # protocol version
-    system = _unpickle(file)
+    unpickle(file)  # protocol version
+    system = unpickle(file)
     if not system.get("little_endian", True):
         raise NotImplementedError("tensors in big-endian byte order")
-    tree = _unpickle(file)
-    keys = _unpickle(file)
+    tree = unpickle(file)
+    keys = unpickle(file)
     dtypes = {}
     _map_leaves(tree, lambda spec: dtypes.setdefault(spec.storage.key, spec.storage.dtype))
     data = {}
@@ -235,11 +151,11 @@ def _checked(count: int) -> int:
     return count
 
 
-def _with_arrays(tree: Any, read: Callable[[_Storage], bytes]) -> Any:
+def _with_arrays(tree: Any, read: Callable[[Storage], bytes]) -> Any:
     """The tree with arrays for tensors. Each storage is read once: tensors may share one."""
     arrays: dict[str, np.ndarray] = {}
 
-    def array(spec: _TensorSpec) -> np.ndarray:
+    def array(spec: TensorSpec) -> np.ndarray:
         storage = spec.storage
         key = storage.key
         if key not in arrays:
@@ -251,10 +167,19 @@ def _with_arrays(tree: Any, read: Callable[[_Storage], bytes]) -> Any:
             raise ValueError(f"storage {key} has two types")
         return _array(spec, arrays[key])
 
-    return _map_leaves(tree, array)
+    found = _map_leaves(tree, array)
+    if not arrays:
+        _refuse_foreign(found)
+    return found
 
 
-def _array(spec: _TensorSpec, storage: np.ndarray) -> np.ndarray:
+def _refuse_foreign(tree: Any) -> None:
+    """Raises `Refused` for what is nothing but objects of foreign classes."""
+    if names := foreign_classes(tree):
+        raise Refused(names[0])
+
+
+def _array(spec: TensorSpec, storage: np.ndarray) -> np.ndarray:
     """The tensor's view of its storage; a view that reaches outside is an error."""
     numbers = (spec.offset, *spec.shape, *spec.strides)
     if len(spec.shape) != len(spec.strides) or not all(type(n) is int and n >= 0 for n in numbers):
@@ -273,11 +198,15 @@ def _array(spec: _TensorSpec, storage: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(view).reshape(spec.shape)
 
 
-def _map_leaves(tree: Any, convert: Callable[[_TensorSpec], Any]) -> Any:
-    if isinstance(tree, _TensorSpec):
+def _map_leaves(tree: Any, convert: Callable[[TensorSpec], Any], done: Any = None) -> Any:
+    """A copy with converted tensors and lists for tuples. An object of a module can hold itself."""
+    done = {} if done is None else done
+    if isinstance(tree, TensorSpec):
         return convert(tree)
-    if isinstance(tree, dict):
-        return {key: _map_leaves(value, convert) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_map_leaves(value, convert) for value in tree]
-    return tree
+    if isinstance(tree, dict) and id(tree) not in done:
+        done[id(tree)] = copy = type(tree)()
+        copy.update((k, _map_leaves(v, convert, done)) for k, v in tree.items())
+    elif isinstance(tree, list | tuple) and id(tree) not in done:
+        done[id(tree)] = items = []
+        items.extend(_map_leaves(v, convert, done) for v in tree)
+    return done.get(id(tree), tree)

@@ -6,15 +6,13 @@ torchvision and timm stride their bottlenecks in the 3×3 (`downsample_in='3x3'`
 running variances are unbiased, ours biased: what a batch of n positions adds is n/(n−1) apart.
 """
 
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from errors import UserError
 from models.scanned import unstack_blocks
 from weights.files import Tensor
 
@@ -26,51 +24,30 @@ BLOCK_FROM_TORCH = {theirs: ours for ours, theirs in BLOCK_LAYERS.items()}
 STATISTICS = {"mean": "running_mean", "var": "running_var"}
 STATISTICS_FROM_TORCH = {theirs: ours for ours, theirs in STATISTICS.items()}
 COUNTER = "num_batches_tracked"
+COUNTERS = (COUNTER, "n_averaged")  # of batches, and of averaged steps
 KEY = re.compile(r"(?:layer(\d+)\.(\d+)\.)?(.+)\.(weight|bias|running_mean|running_var)")
-# Where training scripts put the state dict in their checkpoints, and what wrappers prepend.
-WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
-PREFIXES = ("module.", "_orig_mod.")
 
 
-def state_dict(tree: Any, path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Finds the state dict in a checkpoint: name → array, without wrappers' prefixes.
-
-    Raises:
-      UserError: naming what `path` holds instead.
-    """
-    if isinstance(tree, dict):
-        for candidate in (tree, *(tree[key] for key in WRAPPERS if key in tree)):
-            arrays = candidate if isinstance(candidate, dict) else {}
-            arrays = {k: v for k, v in arrays.items() if isinstance(v, np.ndarray)}
-            for prefix in PREFIXES:
-                if all(key.startswith(prefix) for key in arrays):
-                    arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
-            if arrays:
-                return arrays
-    holds = list(tree)[:8] if isinstance(tree, dict) else type(tree).__name__
-    raise UserError(
-        f"{path}: holds {holds} and no state dict; expected name → tensor at the top or under "
-        f"one of {', '.join(map(repr, WRAPPERS))}."
-    )
-
-
-def from_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+def from_torch(
+    arrays: Mapping[str, np.ndarray], rename: Callable[[str], str] = str
+) -> dict[str, Tensor]:
     """Turns a state dict into our names and layout.
 
     Args:
-      arrays: torch key → array.
+      arrays: the file's key → array.
+      rename: the file's key → torchvision's.
 
     Returns:
       dict from our path ('params/stage2/block1/conv1/kernel') to `Tensor`. A key that no network of
-      ours could have keeps its own name, so that who compares names finds it; batch counters are
-      left out.
+      ours could have keeps its own name, so that who compares names finds it; counters are left
+      out.
     """
     return {
-        _our_name(key, array.ndim): Tensor(
+        _our_name(rename(key), array.ndim): Tensor(
             array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T, key
         )
         for key, array in arrays.items()
-        if not key.endswith(COUNTER)
+        if not key.endswith(COUNTERS)
     }
 
 

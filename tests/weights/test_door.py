@@ -1,5 +1,7 @@
 """The door for weight files: what does not fit is named; a head is replaced with permission."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,12 @@ CIFAR = {"depth": 8, "stem": "cifar", "width": 4}
 
 
 def abstract(fields, classes=5, channels=3):
-    model = models.create(fields, classes)
+    return _abstract(tuple(fields.items()), classes, channels)
+
+
+@functools.cache
+def _abstract(fields, classes, channels):
+    model = models.create(dict(fields), classes)
     images = jnp.zeros((1, 32, 32, channels))
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
 

@@ -9,10 +9,9 @@ import pytest
 
 import models
 import weights
-from errors import UserError
 from tests.support import reference_weights
 from tests.support.reference_weights import write_safetensors
-from weights.torchvision import from_torch, state_dict, to_torch, torch_name
+from weights.torchvision import from_torch, to_torch, torch_name
 
 REFERENCE = np.load(pathlib.Path(__file__).parents[1] / "support" / "files" / "torch_reference.npz")
 CASES = reference_weights.CASES
@@ -135,14 +134,6 @@ def test_names_map_both_ways():
     assert torch_name("params/stage2/block1/shortcut_conv/kernel") == "layer2.0.downsample.0.weight"
     assert torch_name("batch_stats/stem_bn/var") == "bn1.running_var"
     assert torch_name("params/head/bias") == "fc.bias"
-
-
-def test_state_dicts_are_found_inside_training_checkpoints():
-    weights = {"module.fc.bias": np.zeros(3), "module.conv1.weight": np.zeros((1, 1, 3, 3))}
-    found = state_dict({"epoch": 3, "state_dict": weights}, "x.pth")
-    assert set(found) == {"fc.bias", "conv1.weight"}
-    with pytest.raises(UserError, match="x.pth: holds .*epoch"):
-        state_dict({"epoch": 3}, "x.pth")
 
 
 @pytest.mark.parametrize("name", ["resnet50_v1", "cifar20"])
