@@ -140,7 +140,11 @@ FIELDS = {
     "augment.cutmix": Field(0.0, "CutMix alpha (0: off)", _POSITIVE),
     "augment.erase": Field(0.0, "probability of random erasing", Range(0, 1)),
     "data.resident": Field(False, "keep the data set on the device (small sets)"),
-    "data.image_size": Field(224, "side of the crops in pixels (streamed data)", Range(1, 2**13)),
+    "data.image_size": Field(
+        224,
+        "side in pixels: of the crops of streamed data; larger resident images are averaged to it",
+        Range(1, 2**13),
+    ),
     "data.normalization": Field(
         "imagenet",
         "constants, or statistics of the training set",

@@ -58,7 +58,8 @@ class Resident:
         c = self._config
         name, is_cut = split_of(c, split)
         if name not in self._loaded:
-            self._loaded[name] = small_sets.load(c.dataset, name, c.data_dir)
+            loaded = small_sets.load(c.dataset, name, c.data_dir)
+            self._loaded[name] = small_sets.averaged(loaded, c.data.image_size)
         images = self._loaded[name]
         if not is_cut:
             return images

@@ -60,6 +60,30 @@ def load(name: str, split: str, data_dir: str = "") -> Images:
     return Images(images, labels, source.label_names)
 
 
+def averaged(images: Images, size: int) -> Images:
+    """Square images as blocks of pixels averaged (and rounded) to `size` × `size` pixels.
+
+    Images that are no larger than that stay as they are.
+
+    Raises:
+      UserError: the images' side is no multiple of `size`.
+    """
+    number, height, width, channels = images.images.shape
+    if size >= max(height, width):
+        return images
+    block = height // size
+    if (block * size, block * size) != (height, width):
+        sides = [side for side in range(1, height + 1) if height % side == 0]
+        raise UserError(
+            f"data.image_size={size}: the images have {height}×{width} pixels, which are averaged "
+            f"in whole blocks; expected one of {', '.join(map(str, sides))}."
+        )
+    blocks = images.images.reshape(number, size, block, size, block, channels)
+    sums = blocks.sum(axis=(2, 4), dtype=np.uint32)
+    pixels = (sums + block**2 // 2) // block**2
+    return images._replace(images=pixels.astype(np.uint8))
+
+
 def _prepare_digits(data_dir: str) -> None:
     import tensorflow_datasets as tfds  # seconds to import, so only when used
 

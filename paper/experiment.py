@@ -70,7 +70,11 @@ def parser(
     length.add_argument("--steps", type=int, help="length of a run; the schedule scales with it")
     length.add_argument("--scale", type=float, help="factor on the length of the recipe's schedule")
     p.add_argument("--batch_size", type=int, help="default: the recipe's")
-    p.add_argument("--image_size", type=int, help="side of the crops (folder:, tfds: data)")
+    p.add_argument(
+        "--image_size",
+        type=command.positive,
+        help="side of the crops (folder:, tfds: data); small sets are averaged to it",
+    )
     p.add_argument(
         "--validation_size", type=int, help="bold curve on held-out training images (default: test)"
     )
@@ -185,7 +189,16 @@ def _resize(config, args, notes, entry):
     recipes.scale_schedule(config, factor)
     if args.batch_size is not None:
         config.batch_size = args.batch_size
-    if args.image_size is not None and not config.data.resident:
+    if args.image_size is not None and config.data.resident:
+        whole = config.data.image_size
+        config.data.image_size = args.image_size
+        config.augment.pad = max(1, round(config.augment.pad * args.image_size / whole))
+        config.eval.scales = (args.image_size,)
+        notes.append(
+            f"images averaged to {args.image_size}×{args.image_size} pixels, padded by "
+            f"{config.augment.pad} for the crops"
+        )
+    elif args.image_size is not None:
         config.data.image_size = args.image_size
         if config.augment.kind == "scale_jitter":
             low, high = (round(args.image_size * side / 224) for side in (256, 480))
@@ -281,14 +294,15 @@ def summarise(
     summary = {}
     for name in dict.fromkeys(run["name"] for run in runs):
         mine = [run for run in runs if run["name"] == name]
-        summary[name] = _spread([100 * run["final"][error] for run in mine]) | {
-            "train": _spread([100 * run["training"][error] for run in mine]),
-            "loss": _spread([run["training"]["loss"] for run in mine]),
+        summary[name] = spread([100 * run["final"][error] for run in mine]) | {
+            "train": spread([100 * run["training"][error] for run in mine]),
+            "loss": spread([run["training"]["loss"] for run in mine]),
             "seeds": [run["seed"] for run in mine],
         }
     return summary
 
 
-def _spread(values):
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard deviation (None of a single value) of `values`, with them."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": std, "values": values}

@@ -26,13 +26,14 @@ from data.normalization import normalize
 from errors import UserError
 from input_pipeline import open_data
 from paper import degradation, experiment, plots
-from run import command, plotting, result
+from run import command, logs, plotting, result
 from run.mesh import make_mesh
+from run.workdir import Workdir
 from testing import opened_run
 
 TITLE = "Figure 7: standard deviations of layer responses"
 IMAGES = 1000
-LINEAR_UP_TO = 30  # larger standard deviations are drawn on a logarithmic axis
+LEARNED = 0.9  # of chance level: with a larger test error a network did not learn
 
 
 def responses(workdir: str, images: int = IMAGES) -> dict[str, list]:
@@ -43,7 +44,8 @@ def responses(workdir: str, images: int = IMAGES) -> dict[str, list]:
       images: at most this many images of the test split.
 
     Returns:
-      `{'layers': names, 'std': floats}` in the order of the network.
+      `{'layers': names, 'std': floats}` in the order of the network; `'error'`, the run's test
+      error, and `'chance'`, that of guessing, are fractions (None: the run has not ended).
 
     Raises:
       UserError: the network does not normalise after its convolutions.
@@ -66,7 +68,13 @@ def responses(workdir: str, images: int = IMAGES) -> dict[str, list]:
         if seen >= images:
             break
     std = {name: np.sqrt(max(q / n - (s / n) ** 2, 0)) for name, (n, s, q) in sums.items()}
-    return {"layers": list(std), "std": [float(x) for x in std.values()]}
+    final = logs.final_line(workdir)
+    return {
+        "layers": list(std),
+        "std": [float(x) for x in std.values()],
+        "error": final and final["top1_error"],
+        "chance": 1 - 1 / len(run.facts.label_names),
+    }
 
 
 def _moments(model, variables, normalization, images, valid):
@@ -106,64 +114,90 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=IMAGES, help="test images to measure on")
     args = parser.parse_args(argv)
     if args.workdirs:
-        runs = [{"name": Path(w).name, "seed": 0, "workdir": w} for w in args.workdirs]
-        notes = ["from existing workdirs"]
+        configs = [Workdir(w).read_config() for w in args.workdirs]
+        runs = [
+            {"name": Path(w).name, "seed": config.seed, "workdir": w}
+            for w, config in zip(args.workdirs, configs, strict=True)
+        ]
+        args.dataset, notes = configs[0].dataset, ["from existing workdirs"]
     else:
         grid = degradation.entries(("plain", "resnet"), args.depths)
         runs, notes = experiment.train_grid(args, grid)
-    measured = {}
+    measured: dict[str, list] = {}
     for run in tqdm(runs, desc="layer responses", unit="run", disable=None):
-        measured.setdefault(run["name"], []).append(responses(run["workdir"], args.images))
-    series = {
-        name: {
-            "layers": of_seeds[0]["layers"],
-            "std": np.mean([one["std"] for one in of_seeds], axis=0).tolist(),
-        }
-        for name, of_seeds in measured.items()
-    }
+        one = responses(run["workdir"], args.images) | {"seed": run["seed"]}
+        measured.setdefault(run["name"], []).append(one)
+    series = {name: _over_seeds(of_seeds) for name, of_seeds in measured.items()}
+    drawn = [name for name, one in series.items() if one["learned"]] or list(series)
     result.publish(
         args,
         TITLE,
         result.header(args, notes, runs),
-        tables(series),
-        figures=[draw(series, args.out)],
+        tables(series, drawn),
+        figures=[draw(series, drawn, args.out, experiment.suffixes(args))],
         remarks=[
+            "Means over seeds; dashed: plain networks, solid: residual ones. A network whose mean "
+            f"test error is above {LEARNED:.0%} of chance level did not learn: its responses are "
+            "in the table, and are not drawn where others are.",
             "The paper gives no numbers for this figure, only curves: residual networks have "
-            "smaller responses than plain ones, deeper residual networks smaller than shallow."
+            "smaller responses than plain ones, deeper residual networks smaller than shallow.",
         ],
         series=series,
     )
 
 
-def tables(series: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Mean and median of the layers' standard deviations per network."""
-    rows = [
-        [name, len(one["std"]), float(np.mean(one["std"])), float(np.median(one["std"]))]
-        for name, one in series.items()
-    ]
-    columns = ["network", "3×3 layers", "mean std", "median std"]
+def _over_seeds(runs):
+    errors = [run["error"] for run in runs if run["error"] is not None]
+    return {
+        "layers": runs[0]["layers"],
+        "std": np.mean([run["std"] for run in runs], axis=0).tolist(),
+        "mean": experiment.spread([float(np.mean(run["std"])) for run in runs]),
+        "median": experiment.spread([float(np.median(run["std"])) for run in runs]),
+        "error": experiment.spread([100 * error for error in errors]) if errors else None,
+        "learned": not errors or bool(np.mean(errors) <= LEARNED * runs[0]["chance"]),
+        "seeds": [run["seed"] for run in runs],
+    }
+
+
+def tables(series: Mapping[str, Any], drawn: Sequence[str]) -> list[dict[str, Any]]:
+    """Mean and median of the layers' standard deviations per network, over seeds."""
+    rows = []
+    for name, one in series.items():
+        spreads = [one[key] and result.ours(one[key]) for key in ("mean", "median", "error")]
+        rows.append([name, len(one["std"]), *spreads, "yes" if name in drawn else "no"])
+    columns = ["network", "3×3 layers", "mean std", "median std", "test error (%)", "drawn"]
     return [result.table("", columns, rows)]
 
 
-def draw(series: Mapping[str, Any], out: str) -> str:
-    """Standard deviations over layers, in the original and in sorted order."""
-    figure, axes = plotting.pyplot().subplots(1, 2, figsize=(10, 4), sharey=True)
+def draw(
+    series: Mapping[str, Any], drawn: Sequence[str], out: str, suffixes: Sequence[str] = ("",)
+) -> str:
+    """Standard deviations over layers, in the original and in sorted order; a row for a rate."""
+    figure, axes = plotting.pyplot().subplots(
+        len(suffixes),
+        2,
+        figsize=(10, 3.8 * len(suffixes)),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
     depths = sorted({_depth(name) for name in series})
-    for name, one in series.items():
-        colour = plots.COLOURS[depths.index(_depth(name)) % len(plots.COLOURS)]
-        style = {"color": colour, "ls": "--" if name.startswith("plain") else "-", "label": name}
-        for axis, values in ((axes[0], one["std"]), (axes[1], sorted(one["std"], reverse=True))):
-            axis.plot(range(1, len(values) + 1), values, lw=1.4, **style)
-    axes[0].set(title="original order", xlabel="layer index", ylabel="standard deviation")
-    axes[1].set(title="sorted by magnitude", xlabel="layer index (sorted)")
-    axes[1].legend(fontsize="small")
-    values = [value for one in series.values() for value in one["std"] if value > 0]
-    if max(values, default=0) > LINEAR_UP_TO:
-        axes[0].set_yscale("log")  # shared: a network that did not learn would hide the others
-    else:
-        axes[0].set_ylim(bottom=0)
-    for axis in axes:
-        axis.grid(alpha=0.25)
+    for row, suffix in zip(axes, suffixes, strict=True):
+        for name in drawn:
+            if not name.endswith(suffix):
+                continue
+            colour = plots.COLOURS[depths.index(_depth(name)) % len(plots.COLOURS)]
+            style = {"color": colour, "ls": "--" if name.startswith("plain") else "-", "lw": 1.4}
+            std = series[name]["std"]
+            for axis, values in zip(row, (std, sorted(std, reverse=True)), strict=True):
+                axis.plot(range(1, len(std) + 1), values, label=name.removesuffix(suffix), **style)
+        row[0].set(title=f"original order{suffix}", xlabel="layer index")
+        row[0].set(ylabel="standard deviation of the response")
+        row[1].set(title=f"sorted by magnitude{suffix}", xlabel="layer index (sorted)")
+        row[1].legend(fontsize="small")
+        for axis in row:
+            axis.grid(alpha=0.25)
+    axes[0, 0].set_ylim(bottom=0)  # shared by all
     return plots.save(figure, out, "figure7")
 
 

@@ -109,6 +109,27 @@ def test_an_evaluation_batch_need_not_divide(tiny):
     assert sum(batch["valid"].sum() for batch in batches) == 899
 
 
+def test_larger_resident_images_are_averaged_in_blocks(tiny):
+    whole = open_data(tiny.copy_and_resolve_references(), make_mesh())
+    tiny.data.image_size = 4
+    halved = open_data(tiny.copy_and_resolve_references(), make_mesh())
+    assert halved.facts.image_shape == (4, 4, 1)
+    for split in ("train", "test"):
+        ours, theirs = (
+            np.concatenate([b["image"][b["valid"]] for b in data.evaluation(split)])
+            for data in (halved, whole)
+        )
+        sums = sum(theirs[:, i::2, j::2].astype(int) for i in (0, 1) for j in (0, 1))
+        np.testing.assert_array_equal(ours, (sums + 2) // 4)
+    assert halved.facts.normalization.mean.shape == (4, 4, 1)
+    tiny.data.image_size = 9
+    assert open_data(tiny, make_mesh()).facts.image_shape == (8, 8, 1)
+    for size in (3, 7):
+        tiny.data.image_size = size
+        with pytest.raises(UserError, match=f"image_size={size}.*8×8.*1, 2, 4, 8"):
+            open_data(tiny, make_mesh())
+
+
 def test_facts_survive_the_workdir(tiny, tmp_path):
     facts = open_data(tiny, make_mesh()).facts
     Workdir(tmp_path).write_facts(facts.to_dict())

@@ -195,6 +195,30 @@ def test_a_run_has_one_name_whatever_command_asks_for_it():
     assert len(names) == 4
 
 
+def test_a_small_set_is_averaged_and_padded_in_proportion():
+    entry = experiment.Entry("resnet20", "resnet20")
+    args = options(dataset="fashion_mnist", image_size=14)
+    config, notes = experiment.configure(args, entry, seed=0)
+    assert (config.data.image_size, config.augment.pad) == (14, 2)
+    assert any("averaged to 14×14" in note for note in notes)
+
+
+def test_figure7_draws_only_what_learned(tmp_path):
+    def one(error):
+        return {"layers": ["a", "b"], "std": [1.0, 2.0], "seed": 0, "error": error, "chance": 0.9}
+
+    series = {
+        "plain20": figure7._over_seeds([one(0.1), one(0.3)]),
+        "plain110": figure7._over_seeds([one(0.9), one(0.8)]),
+        "resnet20": figure7._over_seeds([one(None)]),
+    }
+    assert [name for name, s in series.items() if s["learned"]] == ["plain20", "resnet20"]
+    [table] = figure7.tables(series, ["plain20", "resnet20"])
+    assert table["rows"][1] == ["plain110", 2, "1.50 ± 0.00", "1.50 ± 0.00", "85.00 ± 7.07", "no"]
+    figure7.draw(series, ["plain20", "resnet20"], str(tmp_path))
+    assert "plain110" not in (tmp_path / "figure7.svg").read_text()
+
+
 def test_figure7_is_the_spread_of_bn_outputs(grid):
     _, _, content = grid
     workdir = content["runs"][0]["workdir"]
