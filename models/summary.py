@@ -22,6 +22,7 @@ class Row(NamedTuple):
     Attributes:
       name: path of the layer in the parameters, e.g. 'stage2/block1/conv1'.
       kind: 'Conv', 'BatchNorm' or 'Dense'.
+      kernel: shape of its weights, e.g. `(3, 3, in, out)`; () without.
       output_shape: of one image, without the batch: `(height, width, channels)`.
       parameters: trained numbers (BN: scale and bias; its running averages are not trained).
       multiply_adds: of one image, in convolutions and the head, as the paper counts its FLOPs
@@ -30,6 +31,7 @@ class Row(NamedTuple):
 
     name: str
     kind: str
+    kernel: tuple[int, ...]
     output_shape: tuple[int, ...]
     parameters: int
     multiply_adds: int
@@ -65,13 +67,13 @@ def summary(model: nn.Module, image_shape: Sequence[int]) -> list[Row]:
 
 def _row(name, module, output):
     params = module.variables.get("params", {})
-    multiply_adds = 0
-    if "kernel" in params:
-        # Each output number is a sum over the kernel's all but last axis.
-        multiply_adds = output.size * math.prod(params["kernel"].shape[:-1])
+    kernel = params["kernel"].shape if "kernel" in params else ()
+    # Each output number is a sum over the kernel's all but last axis.
+    multiply_adds = output.size * math.prod(kernel[:-1]) if kernel else 0
     return Row(
         name,
         type(module).__name__,
+        kernel,
         output.shape[1:],
         sum(p.size for p in jax.tree.leaves(params)),
         multiply_adds,

@@ -36,7 +36,7 @@ IMAGES = 1000
 LEARNED = 0.9  # of chance level: with a larger test error a network did not learn
 
 
-def responses(workdir: str, images: int = IMAGES) -> dict[str, list]:
+def responses(workdir: str, images: int = IMAGES) -> dict[str, Any]:
     """Standard deviation of every 3×3 layer of a run's network over test images.
 
     Args:

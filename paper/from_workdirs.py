@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import evaluate
+from paper import numbers
 from run import command, result
 from run.workdir import Workdir
 from testing import opened_run
@@ -95,7 +96,7 @@ def tested(
 def _notes(args, measured):
     """What differs from the paper's test."""
     found = []
-    if measured["dataset"] != "tfds:imagenet2012":
+    if measured["dataset"] != numbers.TABLE2_DATASET:
         found.append(f"{measured['dataset']} {measured['split']} instead of ImageNet")
     if args.protocol != "multiscale":
         found.append(f"{args.protocol} instead of multi-scale testing")

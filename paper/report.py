@@ -2,8 +2,9 @@
 
     python -m paper.report                      # reads results/, writes results/report.{md,html}
 
-Every table and figure of the paper has its place; what has not been run says so. Figures are inline
-SVG; every section names command, data, seeds, device and versions.
+First the questions of `docs/questions.md` and their answers. Then every table and figure of the
+paper has its place, and what has not been run says so; then whatever else lies among the results.
+Figures are part of the page; every section names command, data, seeds, device and versions.
 """
 
 import html
@@ -12,18 +13,20 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from errors import UserError
 from paper import (
     degradation,
+    embedded,
     figure1,
     figure4,
     figure6,
     figure7,
     identity_mappings,
+    questions,
     table1,
     table3,
     table4,
@@ -32,6 +35,9 @@ from paper import (
 )
 from run import command, files, result
 
+TITLE = "The paper's tables and figures, and ours"
+QUESTIONS = Path(__file__).parents[1] / "docs" / "questions.md"
+FIELDS = {"title", "header", "tables", "figures", "remarks"}
 STYLE = """
 :root { color-scheme: light }
 body { font: 16px/1.55 system-ui, sans-serif; color: #1a1a1a; background: #fff;
@@ -50,6 +56,8 @@ th { vertical-align: bottom; border-bottom: 2px solid #888; font-weight: 600 }
 th:first-child, td:first-child { text-align: left; padding-left: 0 }
 figure { margin: 1.5rem 0 }
 figure svg { display: block; width: 100%; height: auto; max-width: 52rem }
+figure img { display: block; max-width: 100% }
+pre { overflow-x: auto; background: #f5f5f5; padding: .6rem .8rem }
 code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere }
 .header { color: #555; font-size: .85rem; padding-left: 1.1rem }
 .missing { color: #a00 }
@@ -57,24 +65,60 @@ code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere }
 """
 
 
-def sections() -> list[tuple[str, str, Callable[[], list[dict[str, Any]]]]]:
-    """Name, title and maker of the empty tables of every part, in the paper's order."""
-    plain = [f"{family}{d}" for family in ("plain", "resnet") for d in figure6.DEPTHS]
+class Section(NamedTuple):
+    """One part of the paper.
+
+    Attributes:
+      names: of the result, and of other commands that write the same one.
+      title: where nothing was run.
+      command: what runs it without preparing data.
+      empty: makes its tables with the paper's numbers alone.
+    """
+
+    names: tuple[str, ...]
+    title: str
+    command: str
+    empty: Callable[[], list[dict[str, Any]]] = list
+
+
+def sections() -> list[Section]:
+    """Every part, in the paper's order."""
+    depths = "--depths 20 56"
+    nets = [f"{family}{d}" for family in ("plain", "resnet") for d in figure6.DEPTHS]
+    tested = "python main.py --config=configs/digits.py --workdir=runs/digits && " + (
+        "python -m paper.{} --workdirs runs/digits --protocol=center"
+    )
+
+    def on_digits(name: str, options: str = depths) -> str:
+        return f"python -m paper.{name} --dataset=digits {options}"
+
     return [
-        (
-            "figure1",
+        Section(
+            ("figure1",),
             figure1.TITLE,
+            on_digits("figure1"),
             lambda: degradation.tables(["plain20", "plain56"], {}),
         ),
-        ("table1", table1.TITLE, lambda: table1.tables({})),
-        ("figure4", figure4.TITLE, lambda: figure4.tables({})),
-        ("table3", table3.TITLE, lambda: table3.tables({})),
-        ("table4", table4.TITLE, lambda: table4.tables([])),
-        ("table5", table5.TITLE, lambda: table5.tables([])),
-        ("figure6", figure6.TITLE, lambda: degradation.tables(plain, {})),
-        ("table6", table6.TITLE, lambda: table6.tables({})),
-        ("figure7", figure7.TITLE, list),
-        ("identity_mappings", identity_mappings.TITLE, lambda: identity_mappings.tables({})),
+        Section(("table1",), table1.TITLE, "python -m paper.table1", lambda: table1.tables({})),
+        Section(
+            ("figure4", "table2"), figure4.TITLE, on_digits("figure4"), lambda: figure4.tables({})
+        ),
+        Section(
+            ("table3",), table3.TITLE, on_digits("table3", "--depths 20"), lambda: table3.tables({})
+        ),
+        Section(("table4",), table4.TITLE, tested.format("table4"), lambda: table4.tables([])),
+        Section(("table5",), table5.TITLE, tested.format("table5"), lambda: table5.tables([])),
+        Section(
+            ("figure6",), figure6.TITLE, on_digits("figure6"), lambda: degradation.tables(nets, {})
+        ),
+        Section(("table6",), table6.TITLE, on_digits("table6"), lambda: table6.tables({})),
+        Section(("figure7",), figure7.TITLE, on_digits("figure7")),
+        Section(
+            ("identity_mappings",),
+            identity_mappings.TITLE,
+            on_digits("identity_mappings", "--depth 20"),
+            lambda: identity_mappings.tables({}),
+        ),
     ]
 
 
@@ -85,22 +129,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--out", help="folder of the pages; default: the same")
     args = p.parse_args(argv)
     out = args.out or args.results
-    markdown, body = ["# The paper's tables and figures, and ours", ""], []
-    titles, counts = [], [0, 0]
-    for name, title, empty in tqdm(sections(), unit="section", disable=None):
-        found = _read(args.results, name)
+    markdown, body, titles, counts = [f"# {TITLE}", ""], [], [], [0, 0]
+    if QUESTIONS.is_file():
+        markdown += [questions.as_markdown(QUESTIONS, out), ""]
+        body.append(f"<section id='questions'>{questions.as_html(QUESTIONS, out)}</section>")
+        titles.append(("questions", questions.title(QUESTIONS), True))
+    for section in tqdm(sections(), unit="section", disable=None):
+        name, found = _found(args.results, section.names)
         counts[found is None] += 1
-        content = found or {"title": title, "tables": empty(), "figures": [], "remarks": []}
+        content = found or {"title": section.title, "tables": section.empty()}
+        content = {"figures": [], "remarks": []} | content
+        command_of_part = None if found else section.command
         titles.append((name, content["title"], found is not None))
-        links = [os.path.relpath(Path(args.results, figure), out) for figure in content["figures"]]
-        markdown += [*_markdown(content | {"figures": links}, name, found is not None), ""]
-        body.append(_html(content, name, found is not None, args.results))
+        markdown += [*_markdown(content, args.results, out, command_of_part), ""]
+        body.append(_html(content, name, args.results, command_of_part))
+    for name, content in _further(args.results):
+        titles.append((name, content["title"], True))
+        markdown += [*_markdown(content, args.results, out), ""]
+        body.append(_html(content, name, args.results))
     page = files.write_text(Path(out, "report.md"), "\n".join(markdown))
     whole = (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>Paper and reproduction</title><style>{STYLE}</style></head>\n"
-        "<body><h1>The paper's tables and figures, and ours</h1>\n"
+        f"<body><h1>{html.escape(TITLE)}</h1>\n"
         + "\n".join([_contents(titles), *body])
         + "\n</body></html>\n"
     )
@@ -108,22 +160,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{page}, {html_page}: {counts[0]} parts run, {counts[1]} not run.")
 
 
-def _read(folder, name):
-    content = result.read(folder, name)
-    needed = {"title", "header", "tables", "figures", "remarks"}
-    if content is not None and (not isinstance(content, dict) or not needed <= set(content)):
-        raise UserError(
-            f"{Path(folder) / name}.json: not a result of `python -m paper.{name}`; expected "
-            f"{', '.join(sorted(needed))}. Delete it and run the command again."
-        )
-    return content
+def _found(folder, names):
+    """The first of the names that has a result, and the result; or the first name and None."""
+    for name in names:
+        content = result.read(folder, name)
+        if content is None:
+            continue
+        if not _is_result(content):
+            raise UserError(
+                f"{Path(folder) / name}.json: not a result of `python -m paper.{name}`; expected "
+                f"{', '.join(sorted(FIELDS))}. Delete it and run the command again."
+            )
+        return name, content
+    return names[0], None
 
 
-def _markdown(content, name, was_run):
-    if was_run:
-        return result.markdown(content, level=2)
-    stub = content | {"header": None}
-    return [*result.markdown_body(stub, level=2), f"**not run**: `python -m paper.{name}`"]
+def _is_result(content):
+    return isinstance(content, dict) and set(content) >= FIELDS
+
+
+def _further(folder):
+    """Other results in the folder, of analyses for example: `[(name, content)]`."""
+    known = {name for section in sections() for name in section.names}
+    names = sorted(path.stem for path in Path(folder).glob("*.json") if path.stem not in known)
+    contents = [(name, result.read(folder, name)) for name in names]
+    return [(name, content) for name, content in contents if _is_result(content)]
+
+
+def _markdown(content, folder, out, not_run=None):
+    links = [os.path.relpath(Path(folder, figure), out) for figure in content["figures"]]
+    if not_run is None:
+        return result.markdown(content | {"figures": links}, level=2)
+    return [*result.markdown_body(content, level=2), f"**not run**; for example: `{not_run}`"]
 
 
 def _contents(titles):
@@ -134,22 +202,23 @@ def _contents(titles):
     return "<nav>" + "\n".join(lines) + "</nav>"
 
 
-def _html(content, name, was_run, folder):
+def _html(content, name, folder, not_run=None):
     parts = [f"<section id='{name}'><h2>{html.escape(content['title'])}</h2>"]
     for table in content["tables"]:
         if table["heading"]:
             parts.append(f"<h3>{html.escape(table['heading'])}</h3>")
         parts.append(_html_table(table))
     for figure in content["figures"]:
-        parts.append(f"<figure>{_inline_svg(Path(folder) / figure, name)}</figure>")
+        parts.append(f"<figure>{embedded.picture(Path(folder) / figure, name)}</figure>")
     parts += [f"<p>{html.escape(remark)}</p>" for remark in content["remarks"]]
-    if was_run:
+    if not_run is None:
         items = []
         for line in result.header_lines(content["header"]):
             items.append(re.sub("`(.*)`", r"<code>\1</code>", html.escape(line)))
         parts.append("<ul class='header'><li>" + "<li>".join(items) + "</ul>")
     else:
-        parts.append(f"<p class='missing'>not run: <code>python -m paper.{name}</code></p>")
+        suggested = html.escape(not_run)
+        parts.append(f"<p class='missing'>not run; for example: <code>{suggested}</code></p>")
     return "\n".join([*parts, "</section>"])
 
 
@@ -161,22 +230,6 @@ def _html_table(table):
     head = row("th", table["columns"])
     table = f"<table><thead>{head}</thead>\n<tbody>{body}</tbody></table>"
     return f"<div class='scroll'>{table}</div>"
-
-
-def _inline_svg(path, name):
-    """The drawing itself, its ids made unique in the page.
-
-    Raises:
-      UserError: the file is missing or holds no drawing.
-    """
-    try:
-        text = path.read_text()
-        drawing = text[text.index("<svg") :]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no figure ({error}); run `python -m paper.{name}`.") from error
-    drawing = re.sub(r'\bid="', f'id="{name}-', drawing)
-    drawing = re.sub(r"url\(#", f"url(#{name}-", drawing)
-    return re.sub(r'href="#', f'href="#{name}-', drawing)
 
 
 if __name__ == "__main__":

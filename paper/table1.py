@@ -2,10 +2,12 @@
 
 python -m paper.table1
 
-Multiply-adds of one 224×224 image in convolutions and the head, which the paper calls FLOPs.
-Nothing is trained and no weight is allocated.
+Multiply-adds of one 224×224 image in convolutions and the head, which the paper calls FLOPs, how
+much of them is in 1×1 convolutions, and what a bottleneck saves. Nothing is trained and no weight
+is allocated.
 """
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +25,12 @@ TITLE = "Table 1: architectures, parameters and multiply-adds"
 DEPTHS = [18, 34, 50, 101, 152]
 PLAIN = (18, 34)  # the plain networks of the paper
 SIZE, CLASSES = 224, 1000
+# Figure 5 and what a bottleneck replaces: network, one of its blocks, in words.
+BLOCKS = (
+    (50, "stage1/block2", "1×1, 3×3, 1×1 (bottleneck)"),
+    (34, "stage1/block2", "3×3, 3×3, as costly"),
+    (34, "stage3/block2", "3×3, 3×3, as wide"),
+)
 STAGES = ("stem_conv", "stage1", "stage2", "stage3", "stage4", "head")
 
 
@@ -40,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args,
         TITLE,
         result.header(args),
-        tables(counted),
+        [*tables(counted), block_table()],
         remarks=[
             "VGG's numbers are the paper's (section 3.3), for comparison; the rest is counted."
         ],
@@ -52,6 +60,7 @@ def count(depth: int, residual: bool = True) -> dict[str, Any]:
     """Blocks, parameters and multiply-adds of one network, in all and of every stage."""
     config = recipes.imagenet(f"{'resnet' if residual else 'plain'}{depth}").model
     rows = summary(models.create(config, CLASSES), (SIZE, SIZE, 3))
+    pointwise = [row for row in rows if row.kernel[:2] == (1, 1)]
     config.downsample_in = "3x3"
     later = summary(models.create(config, CLASSES), (SIZE, SIZE, 3))
     stages = {}
@@ -66,6 +75,7 @@ def count(depth: int, residual: bool = True) -> dict[str, Any]:
         "blocks": list(architecture("imagenet", depth).stage_sizes),
         "parameters": sum(row.parameters for row in rows),
         "multiply_adds": sum(row.multiply_adds for row in rows),
+        "in_1x1": sum(row.multiply_adds for row in pointwise),
         "v1.5": sum(row.multiply_adds for row in later),
         "stages": stages,
     }
@@ -79,7 +89,7 @@ def tables(counted: Mapping[str, Any]) -> list[dict[str, Any]]:
         depth = int(name.removeprefix("plain").removeprefix("resnet"))
         paper = numbers.TABLE1_MULTIPLY_ADDS.get(depth) if name.startswith("resnet") else None
         if one is None:
-            rows.append([name, None, None, result.NOT_RUN, None, paper / 1e9, None])
+            rows.append([name, None, None, result.NOT_RUN, None, None, paper / 1e9, None])
             continue
         ours = one["multiply_adds"]
         rows.append(
@@ -88,17 +98,19 @@ def tables(counted: Mapping[str, Any]) -> list[dict[str, Any]]:
                 ", ".join(map(str, one["blocks"])),
                 f"{one['parameters']:,}",
                 f"{ours / 1e9:.3f}",
+                f"{100 * one['in_1x1'] / ours:.1f} %",
                 f"{one['v1.5'] / 1e9:.3f}",
                 f"{paper / 1e9:.1f}" if paper else None,
                 f"{100 * (ours / paper - 1):+.1f} %" if paper else None,
             ]
         )
     rows += [
-        [f"VGG-{depth}", None, None, None, None, f"{number / 1e9:.1f}", None]
+        [f"VGG-{depth}", *[None] * 5, f"{number / 1e9:.1f}", None]
         for depth, number in numbers.VGG_MULTIPLY_ADDS.items()
     ]
-    columns = ["network", "blocks", "parameters", "10⁹ multiply-adds", "stride in 3×3 (v1.5)"]
-    listed = [result.table("", [*columns, "paper", "difference"], rows)]
+    columns = ["network", "blocks", "parameters", "10⁹ multiply-adds", "in 1×1 convolutions"]
+    columns += ["stride in 3×3 (v1.5)", "paper", "difference"]
+    listed = [result.table("", columns, rows)]
     if counted:
         parts = [
             [name]
@@ -111,6 +123,31 @@ def tables(counted: Mapping[str, Any]) -> list[dict[str, Any]]:
         heading = "Output size and 10⁶ multiply-adds of every part"
         listed.append(result.table(heading, ["network", *STAGES], parts))
     return listed
+
+
+def block_table() -> dict[str, Any]:
+    """The weights of a bottleneck beside those of two 3×3 convolutions (figure 5).
+
+    Where no block strides, multiply-adds at a position are the same numbers.
+    """
+    counted = []
+    for depth, block, words in BLOCKS:
+        network = models.create(recipes.imagenet(f"resnet{depth}").model, CLASSES)
+        kernels = [
+            row.kernel
+            for row in summary(network, (SIZE, SIZE, 3))
+            if row.name.startswith(f"{block}/") and row.kernel
+        ]
+        counted.append(
+            (words, kernels[0][2], sum(map(math.prod, kernels)), f"resnet{depth}, {block}")
+        )
+    bottleneck = counted[0][2]
+    rows = [
+        [words, channels, f"{weights:,}", f"{weights / bottleneck:.2f} ×", where]
+        for words, channels, weights, where in counted
+    ]
+    columns = ["block", "channels in and out", "weights", "of the bottleneck's", "counted in"]
+    return result.table("What a bottleneck saves", columns, rows)
 
 
 if __name__ == "__main__":

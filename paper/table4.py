@@ -29,7 +29,8 @@ def tables(measured: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         paper1, paper5 = numbers.TABLE4.get(one["name"], (None, None))
         used.add(one["name"])
         top1, top5 = 100 * one["top1_error"], 100 * one["top5_error"]
-        gap = f"{top1 - paper1:+.2f}" if paper1 else None
+        same_data = one["dataset"] == numbers.TABLE2_DATASET
+        gap = f"{top1 - paper1:+.2f}" if paper1 and same_data else None
         rows.append([f"{one['name']} ({one['workdir']})", top1, top5, paper1, paper5, gap])
     for name, (paper1, paper5) in numbers.TABLE4.items():
         if name not in used:

@@ -111,6 +111,14 @@ def test_counts_are_the_published_ones():
     assert found["parameters"] == 11_689_512
     assert found["multiply_adds"] == pytest.approx(1.814e9, rel=1e-3)
     assert found["stages"]["stage4"]["output"] == [7, 7, 512]
+    bottlenecks = table1.count(50)  # 16 convolutions 3×3 of 56² × 9 × 64² each
+    outside = 16 * 56**2 * 9 * 64**2 + 112**2 * 49 * 3 * 64 + 2048 * 1000
+    assert bottlenecks["in_1x1"] == bottlenecks["multiply_adds"] - outside
+    assert table1.block_table()["rows"][0][1:4] == [256, "69,632", "1.00 ×"]
+    assert [row[2:4] for row in table1.block_table()["rows"][1:]] == [
+        ["73,728", "1.06 ×"],
+        ["1,179,648", "16.94 ×"],
+    ]
     plain = table1.count(18, residual=False)
     assert plain["parameters"] == 11_515_688
     rows = table1.tables({"resnet18": found})[0]["rows"]
