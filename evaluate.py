@@ -10,7 +10,6 @@ per bucket of aspect ratios that occurs, at most 15.
 import collections
 import datetime
 import functools
-import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,17 +24,18 @@ from tqdm import tqdm
 
 from data import corrupt, transforms
 from data.decode import DecodeError, decode, image_size
-from data.facts import Facts
 from data.feed import Feed
 from errors import UserError
 from input_pipeline import open_data
-from run import files, provenance
+from run import provenance
+from run.agreement import agreed
+from run.checkpoint import checksums
 from run.mesh import DATA_AXIS, make_mesh
 from run.workdir import Workdir
-from testing import opened_run, precise_bn, protocols
+from testing import fitting, opened_run, precise_bn, protocols
 from testing.opened_run import OpenedRun
 from training.check import check
-from training.start import adopted
+from training.start import adopted, check_labels
 
 IN_FLIGHT = 2  # batches that the host may be ahead of the device
 
@@ -181,15 +181,7 @@ def run(
     trained = config if weight_file else Workdir(workdir).read_config()
     config = _evaluation_config(config, trained, mesh)
     check(config, mesh.size)
-    others = [opened_run.load(folder) for folder in config.eval.ensemble]
-    if weight_file:
-        data = open_data(config, mesh)
-        runs = [opened_run.from_weight_file(config, data.facts), *others]
-    else:
-        runs = [opened_run.load(workdir), *others]
-        data = open_data(config, mesh)
-    for one in runs:
-        _check_fits(one, runs[0], data.facts)
+    data, runs = agreed(lambda: _opened(config, workdir, mesh, weight_file), _description)
     passes = _passes(config, data, runs)
     if config.eval.precise_bn:
         runs = [precise_bn.apply(one, config, data, mesh) for one in runs]
@@ -199,9 +191,31 @@ def run(
     corrupt.warn_of(result)
     result = _described(result, config, runs)
     if jax.process_index() == 0:
-        files.write_text(Workdir(workdir).evaluation, json.dumps(result, indent=2) + "\n")
+        folder = Workdir(workdir)
+        folder.write(folder.evaluation, result, indent=2)
         print(_line(result))
     return result
+
+
+def _opened(config, workdir, mesh, weight_file):
+    """The data to test on and the runs to test, which fit them."""
+    others = [opened_run.load(folder) for folder in config.eval.ensemble]
+    runs = [] if weight_file else [opened_run.load(workdir)]
+    data = open_data(config, mesh)
+    if weight_file:
+        check_labels(config, data.facts)
+        runs = [opened_run.from_weight_file(config, data.facts)]
+    runs += others
+    fitting.check(runs, data, config)
+    return data, runs
+
+
+def _description(opened):
+    data, runs = opened
+    return data.facts.to_dict() | {
+        f"network {i}": {"weights": checksums(one.variables)} | one.facts.to_dict()
+        for i, one in enumerate(runs)
+    }
 
 
 def _evaluation_config(config, trained, mesh):
@@ -215,30 +229,6 @@ def _evaluation_config(config, trained, mesh):
     if merged.batch_size % mesh.size:
         merged.batch_size = mesh.size * max(1, merged.batch_size // mesh.size)
     return merged
-
-
-def _check_fits(one, first, facts):
-    """Raises UserError unless the data has the classes and channels of an opened run."""
-    if one.facts.label_names != first.facts.label_names:
-        raise UserError(
-            f"{one.workdir} was trained on {_classes(one.facts)}, {first.workdir} on "
-            f"{_classes(first.facts)}; an ensemble needs networks of the same classes."
-        )
-    if one.facts.label_names != facts.label_names:
-        raise UserError(
-            f"{one.workdir} was trained on {_classes(one.facts)}, and {facts.dataset} has "
-            f"{_classes(facts)}; test it on data of the same classes."
-        )
-    if one.facts.image_shape[-1] != facts.image_shape[-1]:
-        raise UserError(
-            f"{one.workdir} takes images of {one.facts.image_shape[-1]} channel(s), and "
-            f"{facts.dataset} has {facts.image_shape[-1]}."
-        )
-
-
-def _classes(facts: Facts):
-    names = ", ".join(facts.label_names[:5]) + (", …" if facts.num_classes > 5 else "")
-    return f"{facts.num_classes} classes ({names})"
 
 
 def _passes(config, data, runs):

@@ -5,11 +5,17 @@
     python main.py --mode=evaluate --workdir=runs/r50c
 
 Exit status: 0 done, 1 an error that the message explains, 2 wrong usage, 128 + signal number when
-stopped by SIGINT (130) or SIGTERM (143) after saving; run the same command again to continue.
+stopped by SIGINT (130), SIGTERM (143) or SIGHUP (129) after saving; run the same command again to
+continue.
 """
 
 import os
+import signal
 import sys
+
+if __name__ == "__main__":  # the imports below take seconds; `command.run` does it from then on
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +43,9 @@ flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.", flag_v
 flags.DEFINE_list(
     *("local_device_ids", [], "GPUs of this host that this process takes, e.g. 0 or 0,1.", FLAGS)
 )
+flags.DEFINE_integer(
+    "join_seconds", 0, "How long all processes may take to come (0: 120).", 0, flag_values=FLAGS
+)
 flags.DEFINE_bool("multihost", False, "Several hosts that JAX recognises (TPU pod slice).", FLAGS)
 flags.DEFINE_alias("h", "help", flag_values=FLAGS)
 
@@ -46,6 +55,7 @@ def main(argv: Sequence[str]) -> None:
     if parsed := parse(argv):
         config, workdir, weight_file = parsed
         _set_up_jax()
+        _agree(config, workdir)
         MODES[FLAGS.mode](config, workdir, weight_file)
 
 
@@ -101,6 +111,21 @@ def _set_up_jax():
         *(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id),
         multihost=FLAGS.multihost,
         local_device_ids=FLAGS.local_device_ids,
+        limit_s=FLAGS.join_seconds or processes.JOIN_LIMIT_S,
+    )
+
+
+def _agree(config, workdir):
+    """Raises UserError on every process unless all do the same with the same code."""
+    from run import agreement, provenance
+
+    agreement.agreed(
+        lambda: None,
+        lambda _: (
+            {"--mode": FLAGS.mode, "--workdir": workdir}
+            | {f"config.{name}": value for name, value in agreement.shared_fields(config).items()}
+            | provenance.code()
+        ),
     )
 
 

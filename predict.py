@@ -7,11 +7,16 @@ cropped and normalised as the network was tested. Exit status: 0 done; 1 an imag
 (it is named, the others are done) or another error that the message explains; 2 wrong arguments.
 """
 
+import os
+import signal
+import sys
+
+if __name__ == "__main__":  # the imports below take seconds; `command.run` does it from then on
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import concurrent.futures
 import functools
 import json
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -7,11 +7,17 @@
 TensorFlow is not needed. An interrupted preparation is started again by the same command.
 """
 
+import os
+import signal
+import sys
+
+if __name__ == "__main__":  # the imports below take seconds; `command.run` does it from then on
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import gzip
 import hashlib
 import shutil
 import socket
-import sys
 import tarfile
 import typing
 import urllib.parse

@@ -14,11 +14,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import evaluate
 import models
 from data import corrupt
+from data.facts import of_run
 from errors import UserError
 from input_pipeline import open_data
 from models.scanned import stack_blocks, unstack_blocks
-from run import logs
-from run.checkpoint import Checkpoints
+from run import logs, processes
+from run.agreement import agreed
+from run.checkpoint import Checkpoints, checksums
 from run.curves import plot_curves
 from run.mesh import make_mesh, replicate, to_host
 from run.processes import Stop, failures_named
@@ -51,31 +53,32 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh | None = None) -> dict[st
     """
     mesh, folder = mesh or make_mesh(), Workdir(workdir)
     check(config, mesh.size)
-    config = start.adopted(config, folder.saved_config())
-    first = jax.process_index() == 0
-    folder.claim(config, write=first)
-    if result := logs.final_line(workdir):
+    config = start.adopted(config, processes.on_first(folder.saved_config))
+
+    def finished():
+        folder.claim(config, write=False)
+        return logs.final_line(workdir)
+
+    if result := processes.on_first(finished):
         LOG.info("%s is finished; nothing to do.", workdir)
     else:
         result = _train(config, folder, mesh)
-    if first and not folder.curves.exists():
+    if jax.process_index() == 0 and not folder.curves.exists():
         plot_curves(folder)
     return result
 
 
 def _train(config, folder, mesh):
-    data = open_data(config, mesh)
-    if not data.split_size("test"):  # now, and not after the last step
-        raise UserError(f"data.test_split={config.data.test_split}: there is no image to test on.")
-    model = models.create(config.model, data.facts.num_classes)
+    data, facts = agreed(lambda: _opened(config, mesh), lambda opened: opened[1].to_dict())
+    model = models.create(config.model, facts.num_classes)
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(failures_named())
+        # The lock comes before anything is written.
         checkpoints = Checkpoints(folder.path, keep=config.keep_checkpoints)
         stack.callback(checkpoints.close)
-        state, step, validated = _newest_state(config, model, data.facts, checkpoints, mesh)
-        if first:
-            folder.write_facts(data.facts.to_dict())
+        processes.on_first(lambda: start.claim(folder, config, facts))
+        state, step, validated = _newest_state(config, model, facts, checkpoints, mesh)
         log = logs.RunLog(folder.path, step, tensorboard=config.tensorboard, write=first)
         stack.callback(log.close)
         for line in log.earlier:
@@ -84,6 +87,14 @@ def _train(config, folder, mesh):
         signals = stack.enter_context(Signals(nothing_to_lose=jax.process_count() == 1))
         loop = _Loop(config, model, data, mesh, checkpoints, log, signals)
         return loop.test(loop.run(state, step, validated))
+
+
+def _opened(config, mesh):
+    """The data and all facts of them."""
+    data = open_data(config, mesh)
+    if not data.split_size("test"):  # now, and not after the last step
+        raise UserError(f"data.test_split={config.data.test_split}: there is no image to test on.")
+    return data, of_run(data)
 
 
 def _newest_state(config, model, facts, checkpoints, mesh):
@@ -97,7 +108,11 @@ def _newest_state(config, model, facts, checkpoints, mesh):
         template = jax.eval_shape(unstack_blocks, template)
     newest = checkpoints.restore(template)
     if newest is None:
-        return replicate(to_host(start.initial_state(config, model, facts)), mesh), 0, True
+        state = agreed(
+            lambda: to_host(start.initial_state(config, model, facts)),
+            lambda state: {"initial weights": checksums(state)},
+        )
+        return replicate(state, mesh), 0, True
     step, state, error = newest
     checkpoints.set_aside(newer_than=step)
     LOG.info("Continuing after step %d.", step)
@@ -203,9 +218,9 @@ class _Loop:
             f"loss, gradient or update was not finite at step {int(step)}: loss {loss}, "
             f"gradient norm {norm}, learning rate {rate}"
         )
-        last = self.checkpoints.steps()
+        last = processes.on_first(self.checkpoints.last_good)
         advice = (
-            f"The last good checkpoint is {f'step {last[-1]}' if last else 'none yet'}. "
+            f"The last good checkpoint is {'none yet' if last is None else f'step {last}'}. "
             "Lower optim.learning_rate or set optim.clip_norm"
         )
         if self.config.optim.on_nonfinite == "stop":

@@ -164,6 +164,11 @@ FIELDS = {
     "data.max_corrupt_fraction": Field(
         0.001, "mask: share of a split's records above which the run stops", Range(0, 1)
     ),
+    "data.on_change": Field(
+        "error",
+        "or accept: go on with data that have changed since the run began",
+        ("error", "accept"),
+    ),
     "eval.batch_size": Field(
         256, "images per evaluation step; grows to a multiple of the devices", _COUNT
     ),

@@ -1,12 +1,32 @@
 """What a run knows of its data, and what the splits of a config stand for."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from data.normalization import Normalization
-from errors import UserError
+from errors import UserError, first_line
+from run.workdir import Workdir, not_a_run
+
+LOG = logging.getLogger("residual")
+SPLITS = ("train", "validation", "test")
+
+
+class Listing(NamedTuple):
+    """What lies in a split, without reading an image of a large set.
+
+    Attributes:
+      split: the data set's own name for it.
+      images: their number.
+      digest: of the names, labels and sizes of its files, or of the pixels of a small set.
+    """
+
+    split: str
+    images: int
+    digest: str
 
 
 class Facts(NamedTuple):
@@ -18,6 +38,7 @@ class Facts(NamedTuple):
       image_shape: height, width, channels of a training image.
       normalization: what images are normalised with.
       num_train: training images.
+      splits: listing of each of `SPLITS`, where a run keeps them; runs of older code have none.
     """
 
     dataset: str
@@ -25,6 +46,7 @@ class Facts(NamedTuple):
     image_shape: tuple[int, int, int]
     normalization: Normalization
     num_train: int
+    splits: Mapping[str, Listing] = MappingProxyType({})
 
     @property
     def num_classes(self) -> int:
@@ -33,22 +55,62 @@ class Facts(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """The facts for JSON; `from_dict` is the inverse."""
-        return self._asdict() | {"normalization": self.normalization.to_dict()}
+        return {
+            **self._asdict(),
+            "label_names": list(self.label_names),
+            "image_shape": list(self.image_shape),
+            "normalization": self.normalization.to_dict(),
+            "splits": {name: listing._asdict() for name, listing in self.splits.items()},
+        }
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Facts":
         """The inverse of `to_dict`.
 
         Raises:
-          KeyError, TypeError, ValueError: a field is missing, or of another kind.
+          KeyError, TypeError, ValueError: a field is missing, unknown, or of another kind.
         """
+        if unknown := sorted(set(fields) - set(cls._fields)):
+            raise ValueError(f"unknown field {unknown[0]}")
+        listings = fields.get("splits", {}).items()
         return cls(
             dataset=fields["dataset"],
             label_names=tuple(fields["label_names"]),
             image_shape=tuple(fields["image_shape"]),
             normalization=Normalization.from_dict(fields["normalization"]),
             num_train=fields["num_train"],
+            splits={name: Listing(**listing) for name, listing in listings},
         )
+
+
+def of_run(data: Any) -> Facts:
+    """The facts of open data with the listing of every split, as a run keeps them."""
+    return data.facts._replace(splits={name: data.listing(name) for name in SPLITS})
+
+
+def read_facts(folder: Workdir) -> Facts:
+    """What the run of a workdir knows of its data.
+
+    Raises:
+      UserError: data.json is missing or damaged.
+    """
+    try:
+        return Facts.from_dict(folder.read_facts())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise not_a_run(folder.facts, first_line(error)) from error
+
+
+def refuse_change(what: str, changes: Sequence[str], config: ConfigDict) -> None:
+    """Raises UserError when data have changed, or warns where `data.on_change` allows it."""
+    if not changes:
+        return
+    said = f"{what} ({'; '.join(changes)})"
+    if config.data.on_change != "accept":
+        raise UserError(
+            f"{said}. Put the data back as they were, or go on with these on purpose: "
+            "data.on_change=accept."
+        )
+    LOG.warning("%s; data.on_change=accept goes on with them.", said)
 
 
 def split_of(config: ConfigDict, split: str) -> tuple[str, bool]:

@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 from data import normalization, small_sets
 from data.corrupt import CorruptRecords
-from data.facts import Facts, split_of, training_share
+from data.facts import Facts, Listing, split_of, training_share
 from data.feed import Batch, ConstantFeed, padded_batches
 from data.keys import Purpose, key_for
 from errors import UserError
 from run.mesh import replicate, whole_batch
+from run.packing import checksum
 
 
 class Order(NamedTuple):
@@ -111,3 +112,10 @@ class Resident:
     def split_size(self, split: str) -> int:
         """Number of images in 'train', 'validation' or 'test'."""
         return len(self._split(split).images)
+
+    def listing(self, split: str) -> Listing:
+        """What lies in 'train', 'validation' or 'test'; the digest is that of pixels and labels."""
+        images, labels, _ = self._split(split)
+        digest = checksum(labels), checksum(images)
+        name, _ = split_of(self._config, split)
+        return Listing(name, len(images), "{:08x}{:08x}".format(*digest))

@@ -2,9 +2,13 @@
 
 import contextlib
 import functools
+import hashlib
+import itertools
+import os
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -38,6 +42,11 @@ class Source(Protocol):
     """
 
     label_names: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Of the names and sizes of the files, with their labels; none is read."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -95,12 +104,43 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._paths)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """See `Source`."""
+        sizes = _sizes([f"{self._root}/{path}" for path in self._paths])
+        listing = zip(self._paths, self._labels, sizes, strict=True)
+        return _digest(f"{path}\0{label}\0{size}" for path, label, size in listing)
+
     def __getitem__(self, index: int) -> Record:
         path = self._paths[index]
         try:
             return Record((self._root / path).read_bytes(), self._labels[index], path)
         except OSError as error:
             raise DecodeError(f"cannot be read: {error}", path) from error
+
+
+def _sizes(paths: Sequence[str]) -> list[int]:
+    """Bytes of each file; −1 for what is not there."""
+
+    def sizes(start: int) -> list[int]:
+        found = []
+        for path in paths[start : start + 1000]:
+            try:
+                found.append(os.stat(path).st_size)
+            except OSError:
+                found.append(-1)
+        return found
+
+    with ThreadPoolExecutor(16) as pool:  # waiting for the file system, mostly
+        return list(itertools.chain(*pool.map(sizes, range(0, len(paths), 1000))))
+
+
+def _digest(lines: Iterable[str]) -> str:
+    """16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode(errors="surrogateescape") + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def _slices(split: str, length: Callable[[str], int]) -> list[tuple[str, int, int]]:
@@ -146,11 +186,20 @@ class TfdsSource:
         except (KeyError, ValueError, AssertionError) as error:
             known = sorted(info.splits)
             raise UserError(f"tfds:{name}: split {split!r}: {error}; splits: {known}") from error
+        self._pieces = [(Path(piece.filename), piece.skip, piece.take) for piece in pieces]
         if info.file_format.value == "tfrecord":
-            files = [(Path(piece.filename), piece.skip, piece.take) for piece in pieces]
-            self._records = tfrecord.TfRecords(files, data_dir)
+            self._records = tfrecord.TfRecords(self._pieces, data_dir)
         else:
             self._records = array_record_data_source.ArrayRecordDataSource(pieces)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """See `Source`."""
+        sizes = _sizes([str(path) for path, _, _ in self._pieces])
+        return _digest(
+            f"{path.name}\0{skip}\0{take}\0{size}"
+            for (path, skip, take), size in zip(self._pieces, sizes, strict=True)
+        )
 
     def __len__(self) -> int:
         return len(self._records)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from data import normalization, sources, stream
 from data.corrupt import CorruptRecords, check_share
-from data.facts import Facts, split_of, training_share
+from data.facts import Facts, Listing, split_of, training_share
 from data.feed import Batch, Feed
 from run.mesh import DATA_AXIS, whole_batch
 
@@ -32,7 +32,8 @@ class Streamed:
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
         self._config, self._mesh = config, mesh
-        self._sources: dict[str, sources.Source] = {}
+        self._whole: dict[str, sources.Source] = {}  # by the data set's names of splits
+        self._sources: dict[str, sources.Source] = {}  # by ours
         self._start_step = 0
         self.corrupt = CorruptRecords(config.data.max_corrupt_fraction, self.split_size)
         train = self.source("train")
@@ -51,7 +52,9 @@ class Streamed:
             c = self._config
             name, is_cut = split_of(c, split)
             dataset = c.dataset if ":" in c.dataset else f"tfds:{c.dataset}"
-            source = sources.open_source(dataset, name, c.data_dir)
+            if name not in self._whole:
+                self._whole[name] = sources.open_source(dataset, name, c.data_dir)
+            source = self._whole[name]
             if is_cut and (c.data.validation_size or split == "validation"):
                 number = len(source)
                 cut = training_share(c, number)
@@ -65,6 +68,11 @@ class Streamed:
     def split_size(self, split: str) -> int:
         """Number of records in 'train', 'validation' or 'test'."""
         return len(self.source(split))
+
+    def listing(self, split: str) -> Listing:
+        """What lies in 'train', 'validation' or 'test'; no image is read."""
+        source, (name, _) = self.source(split), split_of(self._config, split)
+        return Listing(name, len(source), source.digest)
 
     def feed(self, start_step: int) -> Feed:
         """Batches from `start_step` on, two transfers ahead."""
@@ -165,6 +173,11 @@ class _Subset:
     def __init__(self, source: sources.Source, indices: np.ndarray):
         self._source, self._indices = source, indices
         self.label_names = source.label_names
+
+    @property
+    def digest(self) -> str:
+        """That of all records: which of them these are follows from the config."""
+        return self._source.digest
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -1,18 +1,17 @@
 """Checkpoints that are either whole or not there.
 
-A step's folder holds the train state and, committed with it in one atomic rename, the CRC-32 of
-every array. A checkpoint counts as good only when all its arrays have been read back and match; an
-older one is deleted only after a newer one has passed that test. Of several processes the first
-alone touches the folder; what it reads goes to the others over the network.
+A step's folder holds the train state (`run.packing`) and, committed with it in one atomic rename,
+its step, its run and the CRC-32 of every array. A checkpoint counts as good only when all of that
+has been read back and matches; an older one is deleted only after a newer one has passed that test.
+Of several processes the first alone touches the folder; what it reads goes to the others over the
+network.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import shutil
 import sys
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from errors import UserError, first_line
-from run import files, processes
+from run import files, packing, processes
 from run.mesh import to_host
 from run.workdir import Workdir
 
 LOG = logging.getLogger("residual")
-VALIDATION_FILE = "validation_errors.json"
 LOCK_FILE = ".lock"
+VALIDATION_FILE = "validation_errors.json"
 UNFINISHED = ".orbax-checkpoint-tmp*"  # what a kill during a save leaves behind
 DELETING = "deleting-"  # and during a deletion
+FULL = ("RESOURCE_EXHAUSTED", "No space left", "Disk quota exceeded")  # what a full disk says
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -55,16 +55,9 @@ def fill(template: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in wanted])
 
 
-def _digests(arrays):
-    """CRC-32 of every array's bytes, shape and type."""
-    return {
-        name: zlib.crc32(_bytes(array), zlib.crc32(f"{array.shape}{array.dtype}".encode()))
-        for name, array in arrays.items()
-    }
-
-
-def _bytes(array):
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+def checksums(tree: Any) -> dict[str, int]:
+    """CRC-32 of every array of a tree, by dotted path."""
+    return {name: packing.checksum(np.asarray(leaf)) for name, leaf in flatten(tree).items()}
 
 
 class Checkpoints:
@@ -87,13 +80,14 @@ class Checkpoints:
         self._directory = self._workdir.checkpoints.absolute()
         self._verified: set[int] = set()
         self._written: int | None = None  # the step of the last save, until it has been read back
-        self._lock = None
+        self._lock = contextlib.ExitStack()
+        if not read_only:
+            processes.on_first(self._take_lock)
         if jax.process_index() > 0:
             return
-        if not read_only:
-            self._lock = _locked(self._directory)
         self._hook = sys.unraisablehook
         sys.unraisablehook = self._without_closed_loops
+        logging.getLogger("absl").addFilter(_is_not_raised_too)
         alone = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="checkpoints"
         )
@@ -122,13 +116,14 @@ class Checkpoints:
                 return
             for leftover in self._directory.glob(f"{step}{UNFINISHED}"):
                 shutil.rmtree(leftover)
-            arrays = flatten(to_host(tree))
+            packed, table = packing.pack(flatten(to_host(tree)))
+            facts = {"step": step, "run": self._workdir.run, "arrays": table}
             self._written = step
             self._orbax.save(
                 self._directory / str(step),
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays),
-                    facts=ocp.args.JsonSave({"digests": _digests(arrays)}),
+                    state=ocp.args.StandardSave(packed),
+                    facts=ocp.args.JsonSave(json.loads(files.sealed(facts))),
                 ),
             )
 
@@ -196,6 +191,12 @@ class Checkpoints:
                 (self._directory / str(step)).rename(target)
                 LOG.warning("Moved the damaged checkpoint of step %d to %s.", step, target)
 
+    def last_good(self) -> int | None:
+        """The newest step known to be good, once a save that is under way has ended."""
+        with contextlib.suppress(UserError):
+            self.wait()
+        return max(self._verified, default=None)
+
     def close(self) -> None:
         """Completes and verifies the last save; releases the lock."""
         if jax.process_index() > 0:
@@ -206,8 +207,8 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # a failed save has been reported by `wait`
                 self._orbax.close()
             sys.unraisablehook = self._hook
-            if self._lock:
-                self._lock.close()
+            logging.getLogger("absl").removeFilter(_is_not_raised_too)
+            self._lock.close()
 
     def read(
         self, which: str = "last"
@@ -250,29 +251,41 @@ class Checkpoints:
             self._hook(unraisable)
 
     def _read(self, step):
-        """The arrays of a checkpoint by name; raises unless every checksum matches."""
-        saved = self._orbax.restore(
-            self._directory / str(step),
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()),
-        )
-        arrays = {name: np.asarray(array) for name, array in saved["state"].items()}
-        found, expected = _digests(arrays), saved["facts"]["digests"]
-        wrong = sorted(name for name in found | expected if found.get(name) != expected.get(name))
-        if wrong:
-            raise ValueError(f"{len(wrong)} arrays differ from their checksum, first {wrong[0]}")
+        """The arrays of a checkpoint by name; raises unless step, run and checksums match."""
+        facts = self._restored(step, facts=ocp.args.JsonRestore())["facts"]
+        facts, had_checksum = files.unsealed(json.dumps(facts))
+        table = facts["arrays"] if had_checksum else None  # older code packed and sealed nothing
+        template = packing.templates(table) if table else None
+        state = self._restored(step, state=ocp.args.StandardRestore(template))["state"]
+        arrays = {name: np.asarray(array) for name, array in state.items()}
+        if table:
+            arrays = packing.unpack(arrays, table)
+        checksums = {n: crc for n, (*_, crc) in table.items()} if table else facts["digests"]
+        packing.verify(arrays, checksums)
+        if facts.get("run") != self._workdir.run:
+            raise ValueError("it belongs to another run")
+        if (found := facts.get("step", arrays.get("step", step))) != step:
+            raise ValueError(f"it is the checkpoint of step {found}")
         return arrays
+
+    def _restored(self, step, **items):
+        return self._orbax.restore(self._directory / str(step), args=ocp.args.Composite(**items))
 
     def _validation_errors(self):
         """Validation error by step (a string, as JSON has it)."""
+        path = self._directory / VALIDATION_FILE
         try:
-            errors = json.loads((self._directory / VALIDATION_FILE).read_text())
+            errors = self._workdir.read(path)
             return {str(int(step)): float(error) for step, error in errors.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
-            return {}  # absent, or damaged: then no checkpoint is the best
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError) as error:
+            LOG.warning("%s: %s; so no checkpoint counts as the best.", path, error)
+            return {}
 
     def _record(self, step, validation_error):
         errors = self._validation_errors() | {str(step): validation_error}
-        files.write_text(self._directory / VALIDATION_FILE, json.dumps(errors))
+        self._workdir.write(self._directory / VALIDATION_FILE, errors)
 
     def _by_validation_error(self):
         """Steps with a validation error, the best first and of equals the later."""
@@ -297,30 +310,23 @@ class Checkpoints:
             yield
         except Exception as error:
             last = f"step {max(self._verified)}" if self._verified else "none of this process"
+            full = any(sign in str(error) for sign in FULL)
+            reason = "the disk is full" if full else first_line(error)
             raise UserError(
-                f"{self._directory}: the checkpoint could not be written ({first_line(error)}); "
+                f"{self._directory}: the checkpoint could not be written ({reason}); "
                 f"the last good one is {last}. Free space or choose another --workdir, then run "
                 "the same command again."
             ) from error
 
+    def _take_lock(self):
+        busy = (
+            f"{self._directory}: another process is training in this workdir; wait for it to end "
+            "or stop it, or use another --workdir."
+        )
+        with files.explained(self._directory, "choose another --workdir"):
+            self._lock.enter_context(files.lock(self._directory / LOCK_FILE, busy))
 
-def _locked(directory):
-    """Creates the folder and takes its lock, which the system frees however the process ends."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        handle = open(directory / LOCK_FILE, "a")  # noqa: SIM115 — closed in close()
-    except OSError as error:
-        raise UserError(
-            f"{directory}: cannot be written ({error}); choose a --workdir that can."
-        ) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        handle.close()
-        raise UserError(
-            f"{directory}: another process is training in this workdir; wait for it to end or "
-            "stop it, or use another --workdir."
-        ) from error
-    except OSError:  # a file system without locks
-        LOG.warning("%s: cannot be locked; do not train twice in one workdir.", directory)
-    return handle
+
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    """False for a traceback that orbax logs: each of its threads does so, and `wait` raises it."""
+    return not (record.exc_info and "orbax" in record.pathname)

@@ -1,7 +1,7 @@
 """How every command starts and ends.
 
 Exit status: 0 done; 1 an error that the message explains; 2 wrong usage; 128 + signal number when a
-signal ended it (SIGINT 130, SIGTERM 143).
+signal ended it (SIGINT 130, SIGTERM 143, SIGHUP 129).
 """
 
 import argparse
@@ -10,12 +10,11 @@ import os
 import shlex
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from errors import UsageError, UserError
-from run.signals import Interrupted
+from run.signals import HANDLED, Interrupted, set_handlers
 
 LOG = logging.getLogger("residual")
 
@@ -62,31 +61,54 @@ def run(
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr, force=True)
     LOG.setLevel(logging.INFO)
     # While it trains, a run has its own way with signals; elsewhere there is nothing to save.
-    before = _on_sigterm(lambda number, frame: sys.exit(128 + number))
+    before = set_handlers(dict.fromkeys(HANDLED, _end))
     try:
         return main(argv) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         if _one_of_several():
+            from run import agreement
+
+            agreement.part()
             os._exit(1)  # an orderly exit would wait for the others, and they for this one
         return 2 if isinstance(error, UsageError) else 1
     except Interrupted as stopped:
-        print(f"{stopped}; run the same command to continue.")
+        _say(f"{stopped}; run the same command to continue.")
         return 128 + stopped.signum
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # who reads the output (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         return 128 + signal.SIGPIPE
     finally:
-        _on_sigterm(before)
+        set_handlers(before)
 
 
-def _on_sigterm(handler):
-    """Sets the handler and returns the one before; only the main thread may, so others skip it."""
-    if threading.current_thread() is threading.main_thread():
-        return signal.signal(signal.SIGTERM, handler)
-    return None
+def _end(number, frame):
+    """Ends the command by an exception, which lets files be cleaned up, but not inside an import.
+
+    There it would be taken for a module that does not work; NumPy then ends with SIGSEGV.
+    """
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(128 + number)
+        frame = frame.f_back
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
+def _say(text):
+    """Prints, where there still is a terminal: after a SIGHUP there may be none."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        _forget_stdout()
+
+
+def _forget_stdout():
+    """What is still to be printed goes nowhere, so that the end of Python cannot fail on it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_of_several() -> bool:

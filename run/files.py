@@ -1,12 +1,22 @@
-"""Writing a file whole or not at all: the one way in which this project writes results; locks."""
+"""Writing a file whole or not at all: the one way in which this project writes results.
+
+Also the checksum of what a run keeps as JSON, and locks.
+"""
 
 import contextlib
 import fcntl
+import json
+import logging
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from errors import UserError
+
+LOG = logging.getLogger("residual")
+CHECKSUM = "crc32"  # the name of that field
 
 
 @contextlib.contextmanager
@@ -51,6 +61,34 @@ def write_text(path: str | os.PathLike, text: str, advice: str = "") -> Path:
     return Path(path)
 
 
+def sealed(fields: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON of `fields` and their CRC-32; `indent` as in `json.dumps`."""
+    return json.dumps({**fields, CHECKSUM: _checksum(fields)}, indent=indent)
+
+
+def unsealed(text: str) -> tuple[dict[str, Any], bool]:
+    """The inverse of `sealed`: `(fields, whether they had a checksum)`; older files have none.
+
+    Raises:
+      ValueError: it is no JSON object, or differs from its checksum.
+    """
+    try:
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError("it is no JSON object")
+        had = CHECKSUM in fields
+        if had and fields.pop(CHECKSUM) != _checksum(fields):
+            raise ValueError("it differs from its checksum")
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return fields, had
+
+
+def _checksum(fields):
+    """Of what a reader of the JSON finds, so that layout does not count."""
+    return f"{zlib.crc32(json.dumps(fields, sort_keys=True).encode()):08x}"
+
+
 @contextlib.contextmanager
 def lock(path: str | os.PathLike, busy: str = "") -> Iterator[None]:
     """Holds the lock of a file for the block; it ends with the process, however that ends.
@@ -65,9 +103,11 @@ def lock(path: str | os.PathLike, busy: str = "") -> Iterator[None]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as handle:
+    with open(path, "a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError as error:
             raise UserError(busy) from error
+        except OSError:  # a file system without locks
+            LOG.warning("%s: cannot be locked; see that no other process writes there.", path)
         yield

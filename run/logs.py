@@ -1,12 +1,14 @@
 """What a run writes while it trains: metrics, timings, TensorBoard events.
 
 `metrics.jsonl` holds only what is a function of config and seed, so that an interrupted and an
-uninterrupted run leave the same bytes; how long things took stands in `timing.jsonl`.
+uninterrupted run leave the same bytes; how long things took stands in `timing.jsonl`. Every line
+ends with its checksum, `crc32`.
 """
 
 import contextlib
-import json
+import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,31 +18,60 @@ from errors import UserError
 from run import files
 from run.workdir import Workdir
 
+LOG = logging.getLogger("residual")
+# Where a line break is damaged, so that two lines stand on one.
+LOST_BREAK = re.compile(r'(?<=\}).(?=\{"step")', re.DOTALL)
+
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a log, objects with a step, up to the first that is half-written or damaged.
+    """The lines of a log, objects with a step; damaged ones are named and left out.
+
+    A line without an end, as a kill leaves it, is no line yet.
 
     Raises:
       UserError: the file is there but cannot be read.
     """
+    lines, damaged = _read(path)
+    for number, _ in damaged:
+        LOG.warning("%s: line %d is damaged and left out.", path, number)
+    return lines
+
+
+def _read(path):
+    """The whole lines of a log, and `(number, text)` of the damaged ones."""
     try:
-        text = Path(path).read_text(errors="replace")
-    except FileNotFoundError:
-        return []
+        text = Path(path).read_bytes().decode(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error}); use another --workdir.") from error
-    lines = []
-    for line in text.splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break
-        try:
-            fields = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(fields, dict) or not isinstance(fields.get("step"), int):
-            break
-        lines.append(fields)
-    return lines
+    *whole, rest = text.split("\n")
+    if _parsed(rest[:-1])[1]:  # only the break at its end is damaged
+        whole.append(rest[:-1])
+    found = [
+        (number, part, *_parsed(part))
+        for number, line in enumerate(whole, start=1)
+        for part in LOST_BREAK.split(line)
+    ]
+    # Older code wrote no checksums; a file has them on every line or on none.
+    needed = any(had_checksum for *_, had_checksum in found)
+    lines, damaged = [], []
+    for number, part, fields, had_checksum in found:
+        if fields and had_checksum == needed:
+            lines.append(fields)
+        else:
+            damaged.append((number, part))
+    return lines, damaged
+
+
+def _parsed(text):
+    """A line's fields, or None when it is damaged, and whether it had a checksum."""
+    try:
+        fields, had_checksum = files.unsealed(text)
+    except ValueError:
+        return None, False
+    whole = type(fields.get("step")) is int and isinstance(fields.get("split", ""), str)
+    return (fields if whole else None), had_checksum
 
 
 TRAINING_IMAGES = "training images"  # the split of `eval.training_images` in metrics.jsonl
@@ -55,7 +86,7 @@ def final_line(workdir: str | Path) -> dict[str, Any] | None:
 class RunLog:
     """The open logs of a run that continues after `step`; later lines are dropped.
 
-    Only the process with `write=True` changes files.
+    Damaged lines are moved to `<file>.damaged`. Only the process with `write=True` changes files.
 
     Attributes:
       earlier: the lines of metrics.jsonl up to `step`.
@@ -72,15 +103,18 @@ class RunLog:
         self._events = None
         metrics, timing = self._workdir.metrics, self._workdir.timing
         with self._storage_errors():
+            found = {path: _read(path) for path in (metrics, timing)}
             kept = {
-                path: [line for line in read_lines(path) if line["step"] <= step]
-                for path in (metrics, timing)
+                path: [line for line in lines if line["step"] <= step]
+                for path, (lines, _) in found.items()
             }
             self.earlier = kept[metrics]
             self.devices_before = kept[timing][-1].get("devices") if kept[timing] else None
             if not write:
                 return
             self._written = {(line["step"], line.get("split")) for line in self.earlier}
+            for path, (_, damaged) in found.items():
+                _keep_aside(path, damaged)
             self._files = {path: _reopened(path, lines) for path, lines in kept.items()}
             if tensorboard:
                 self._events = _Events(self._workdir.events, step)
@@ -104,7 +138,7 @@ class RunLog:
 
     def _line(self, path, fields):
         with self._storage_errors():
-            self._files[path].write(json.dumps(fields) + "\n")
+            self._files[path].write(files.sealed(fields) + "\n")
             self._files[path].flush()
 
     def _scalars(self, group, step, values):
@@ -142,10 +176,20 @@ class RunLog:
             ) from error
 
 
+def _keep_aside(path, damaged):
+    if not damaged:
+        return
+    aside = path.with_name(f"{path.name}.damaged")
+    with open(aside, "a", encoding="utf-8") as handle:
+        handle.writelines(f"{text}\n" for _, text in damaged)
+    numbers = ", ".join(str(number) for number, _ in damaged)
+    LOG.warning("%s: damaged lines, moved to %s: %s.", path, aside, numbers)
+
+
 def _reopened(path: Path, lines: list[dict[str, Any]]) -> TextIO:
     """A log that holds these lines, open for more."""
     with files.whole(path) as temporary, open(temporary, "w") as handle:
-        handle.write("".join(json.dumps(line) + "\n" for line in lines))
+        handle.writelines(files.sealed(line) + "\n" for line in lines)
         handle.flush()
         os.fsync(handle.fileno())
     return open(path, "a")

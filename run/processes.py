@@ -16,9 +16,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from errors import UserError, first_line
+from run.meeting import meet
 from run.signals import Signals
 
 LAG = 2  # calls after which processes read each other's signals, so that none waits for another
+JOIN_LIMIT_S = 120  # for all processes to come, unless --join_seconds says otherwise
 HEARTBEAT_TIMEOUT_S = 60  # after which a process that hangs counts as dead
 BROADCAST_BYTES = 2**26  # sent at once: few and large, whatever the arrays are
 PEER_GONE = (
@@ -44,6 +46,7 @@ def join(
     process_id: int = -1,
     multihost: bool = False,
     local_device_ids: Sequence[str] = (),
+    limit_s: int = JOIN_LIMIT_S,
 ) -> None:
     """Makes this process one of a run of several; does nothing for a run of one.
 
@@ -58,9 +61,11 @@ def join(
       multihost: see above.
       local_device_ids: the GPUs of this host that this process takes, as the flag has them; all of
         them, or what the cluster says, when empty.
+      limit_s: seconds that all processes may take to come.
 
     Raises:
-      UserError: the numbers do not fit together, or the first process cannot be reached.
+      UserError: the numbers do not fit together, a process did not come in time, or the port of
+        the first is in use.
     """
     several = bool(coordinator_address or in_cluster() or multihost)
     wrong = not all(i.isdecimal() for i in local_device_ids)
@@ -92,12 +97,16 @@ def join(
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Its own handler would swallow a SIGTERM that comes before `Signals`.
     jax.config.update("jax_enable_preemption_service", False)
+    if coordinator_address and process_id >= 0:
+        meet(coordinator_address, num_processes, process_id, limit_s)
+    ctypes.pythonapi.PyOS_setsig(signal.SIGABRT, _on_abort)
     try:
         jax.distributed.initialize(
             coordinator_address or None,
             num_processes or None,
             process_id if process_id >= 0 else None,
             [int(i) for i in local_device_ids] or None,
+            initialization_timeout=limit_s,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
         )
     except (ValueError, RuntimeError) as error:
@@ -106,7 +115,6 @@ def join(
             "process 0 runs at --coordinator_address and that all were started with the same "
             "--num_processes."
         ) from error
-    ctypes.pythonapi.PyOS_setsig(signal.SIGABRT, _on_abort)
     if jax.process_index() > 0:  # one voice is enough
         logging.getLogger("residual").setLevel(logging.WARNING)
 
@@ -200,6 +208,11 @@ def from_first(read: Callable[[], tuple[dict, Any]]) -> tuple[dict, Any]:
         name: np.frombuffer(sent[start:end].tobytes(), dtype).reshape(shape)
         for (name, (dtype, shape)), start, end in zip(kinds.items(), ends, ends[1:], strict=False)
     }, message["facts"]
+
+
+def on_first(act: Callable[[], Any]) -> Any:
+    """Acts on the first process alone; what `act` returns (JSON), or its UserError, is for all."""
+    return from_first(lambda: ({}, act()))[1]
 
 
 def gathered(strings: Iterable[str]) -> list[str]:

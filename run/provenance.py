@@ -2,12 +2,17 @@
 
 import datetime
 import platform
+import zlib
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+ROOMS = ("", "configs", "data", "models", "models/ops", "run", "testing", "training", "weights")
+# JAX's own settings that change numbers.
+SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl")
 
 
 def device() -> str:
@@ -23,6 +28,19 @@ def provenance(command: str) -> dict[str, Any]:
         "command": command,
         "date": datetime.date.today().isoformat(),
         "device": device(),
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | _versions(),
     }
+
+
+def code() -> dict[str, Any]:
+    """What else than its config and data a run's numbers come from: this code, packages, JAX."""
+    root, digest = Path(__file__).parent.parent, 0
+    for room in ROOMS:
+        for path in sorted((root / room).glob("*.py")):
+            digest = zlib.crc32(path.read_bytes(), digest)
+    settings = {name: getattr(jax.config, name) for name in SETTINGS}
+    return {"code": f"{digest:08x}"} | _versions() | settings
+
+
+def _versions():
+    return {name: metadata.version(name) for name in PACKAGES}

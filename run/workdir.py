@@ -1,7 +1,10 @@
 """The folder of a run: the names of its files, whose it is, and reading what it says of itself."""
 
+import functools
 import hashlib
 import json
+import logging
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ from configs import base
 from errors import UserError, first_line
 from run import files
 
+LOG = logging.getLogger("residual")
+RUN = "run"  # the field by which a file says whose it is
 # A run may be continued with other values of these: they change no number of the training, but for
 # what happens after a fault, which a run that stopped there is told to choose.
 FREE_FIELDS = (
@@ -24,6 +29,7 @@ FREE_FIELDS = (
     "data.num_threads",
     "data.prefetch",
     "data.on_corrupt",
+    "data.on_change",
     "data.max_corrupt_fraction",
     "optim.on_nonfinite",
 )
@@ -56,16 +62,50 @@ class Workdir:
         Raises:
           UserError: it cannot be read.
         """
+        saved = self._config_file()
+        fields = saved and {name: value for name, value in saved.items() if name != RUN}
+        return fields and base.as_meant(fields, str(self.config))
+
+    @functools.cached_property
+    def run(self) -> str | None:
+        """What tells this run from all others; None without config.json or in one of older code.
+
+        Raises:
+          UserError: config.json cannot be read.
+        """
+        return (self._config_file() or {}).get(RUN)
+
+    def _config_file(self):
         try:
-            saved = json.loads(self.config.read_text()) if self.config.exists() else None
-            if not isinstance(saved, dict | None):
-                raise ValueError("no JSON object")
+            return _unsealed(self.config) if self.config.exists() else None
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.config}: cannot be used ({error}); choose another --workdir, or the folder "
                 "of a run whose config.json is whole."
             ) from error
-        return saved and base.as_meant(saved, str(self.config))
+
+    def write(
+        self, path: Path, fields: Mapping[str, Any], advice: str = "", indent: int | None = None
+    ) -> None:
+        """Writes a JSON file of this run, with a checksum and whose it is; `read` is the inverse.
+
+        Raises:
+          UserError: it cannot be written; `advice` says what to do.
+        """
+        owner = {RUN: self.run} if self.run else {}
+        files.write_text(path, files.sealed({**fields, **owner}, indent) + "\n", advice)
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """The fields of a JSON file of this run. Older files without a checksum are noted.
+
+        Raises:
+          OSError: there is no such file.
+          ValueError: it is damaged, or another run wrote it.
+        """
+        fields = _unsealed(path)
+        if fields.pop(RUN, self.run) != self.run:
+            raise ValueError("it belongs to another run")
+        return fields
 
     def read_config(self) -> ConfigDict:
         """The complete config of a run that must exist; new fields have today's defaults.
@@ -78,14 +118,17 @@ class Workdir:
             raise not_a_run(self.config, "there is no such file")
         return base.from_dict(saved)
 
-    def claim(self, config: ConfigDict, write: bool = True) -> None:
+    def claim(self, config: ConfigDict, write: bool = True) -> bool:
         """Writes config.json into a new workdir, or checks that an existing one is this run's.
 
         A run that ended before its first checkpoint or line of metrics binds nobody.
 
         Args:
           config: of the run, complete.
-          write: whether this process is the one that writes.
+          write: False only checks. Who writes holds the lock (`run.checkpoint`).
+
+        Returns:
+          whether the run had begun before.
 
         Raises:
           UserError: the folder cannot be written, or its config differs in a way that matters.
@@ -93,9 +136,9 @@ class Workdir:
         fields, saved = base.to_dict(config), self.saved_config()
         if saved is None or not self._has_begun():
             if write:
-                text = json.dumps(fields, indent=2)
-                files.write_text(self.config, text, "choose another --workdir")
-            return
+                self.__dict__["run"] = secrets.token_hex(8)
+                self.write(self.config, fields, "choose another --workdir", indent=2)
+            return False
         # A field that is newer than the run had the value that is its default today.
         then = base.flatten(base.to_dict(base.base())) | base.flatten(saved)
         now = base.flatten(fields)
@@ -109,6 +152,7 @@ class Workdir:
                 f"--workdir={self} holds a run with another config ({'; '.join(differing)}). "
                 "Use another --workdir, or the same config to continue."
             )
+        return True
 
     def _has_begun(self) -> bool:
         has_line = self.metrics.exists() and self.metrics.stat().st_size > 0
@@ -128,16 +172,16 @@ class Workdir:
           UserError: it cannot be written.
         """
         advice = "free space or make the folder writable, then run the same command again"
-        files.write_text(self.facts, json.dumps(facts), advice)
+        self.write(self.facts, facts, advice)
 
-    def read_facts(self) -> Any:
+    def read_facts(self) -> dict[str, Any]:
         """The inverse of `write_facts`.
 
         Raises:
           UserError: there is no such file, or it is damaged.
         """
         try:
-            return json.loads(self.facts.read_text())
+            return self.read(self.facts)
         except (OSError, ValueError) as error:
             raise not_a_run(self.facts, first_line(error)) from error
 
@@ -151,6 +195,18 @@ def digest(config: ConfigDict) -> str:
     fields = base.flatten(base.to_dict(config))
     chosen = {k: v for k, v in fields.items() if v != default[k] and not _is_free(k)}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _unsealed(path):
+    fields, had_checksum = files.unsealed(path.read_text(encoding="utf-8"))
+    if not had_checksum:
+        _note_missing_checksum(path)
+    return fields
+
+
+@functools.cache
+def _note_missing_checksum(path):
+    LOG.info("%s has no checksum, as in runs of older code: damage to it would not be seen.", path)
 
 
 def not_a_run(path: Path, reason: str) -> UserError:

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 import models
 import weights
-from data.facts import Facts
-from errors import UserError, first_line
+from data.facts import Facts, read_facts
+from errors import UserError
 from run.checkpoint import Checkpoints
-from run.workdir import Workdir, not_a_run
+from run.workdir import Workdir
 
 LOG = logging.getLogger("residual")
 
@@ -65,18 +65,6 @@ def load(workdir: str, which: str = "last") -> OpenedRun:
         raise _no_checkpoint(folder)
     step, variables, _ = found
     return OpenedRun(str(workdir), config, facts, model, variables.get("ema", variables), step)
-
-
-def read_facts(folder: Workdir) -> Facts:
-    """What the run knows of its data.
-
-    Raises:
-      UserError: data.json is missing or damaged.
-    """
-    try:
-        return Facts.from_dict(folder.read_facts())
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise not_a_run(folder.facts, first_line(error)) from error
 
 
 def from_weight_file(config: ConfigDict, facts: Facts) -> OpenedRun:

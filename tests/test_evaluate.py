@@ -9,6 +9,7 @@ import evaluate
 import train
 from configs import digits
 from errors import UserError
+from run.workdir import Workdir
 from testing import opened_run
 from tests.support.untrained import make_workdir
 
@@ -39,7 +40,8 @@ def test_the_workdir_alone_gives_the_final_result_again(workdir, capsys):
         k: final[k] for k in ("top1_error", "top5_error", "images")
     }
     assert result["loss"] == pytest.approx(final["loss"], rel=1e-5)
-    assert json.loads((workdir / "evaluation.json").read_text()) == result
+    folder = Workdir(workdir)
+    assert folder.read(folder.evaluation) == result
     line = f"top-1 error {100 * result['top1_error']:.2f} %, top-5 error"
     assert line in capsys.readouterr().out
 
@@ -113,8 +115,8 @@ def evaluated_from(folder, workdir, **fields):
 
 def relabelled(workdir, target, names):
     copy_run(workdir, target)
-    facts = json.loads((target / "data.json").read_text()) | {"label_names": names}
-    (target / "data.json").write_text(json.dumps(facts))
+    folder = Workdir(target)
+    folder.write_facts(folder.read_facts() | {"label_names": names})
     (target / "checkpoints").symlink_to(workdir / "checkpoints")
     return target
 

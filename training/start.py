@@ -1,19 +1,75 @@
 """What a run starts from: random weights, or a weight file whose conventions it takes over."""
 
+import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 from ml_collections import ConfigDict
 
 import weights
+from data import facts as data_facts
 from data.facts import Facts
+from run.compare import differences
+from run.workdir import Workdir
 from training.step import TrainState, create_state, state_from
 
 LOG = logging.getLogger("residual")
 # What a weight file can say of its network, and the part of the config that has the field.
 CONVENTIONS = {"downsample_in": "model", "stem_pool": "model", "normalization": "data"}
+
+
+def claim(folder: Workdir, config: ConfigDict, facts: Facts) -> None:
+    """Makes a workdir this run's: writes its config and facts, or compares them with what is there.
+
+    The caller holds the lock.
+
+    Args:
+      folder: the workdir.
+      config: of the run, complete.
+      facts: with the listings of all splits (`data.facts.of_run`).
+
+    Raises:
+      UserError: config or data differ from those of the run, or it cannot be written.
+    """
+    if not folder.claim(config):
+        return folder.write_facts(facts.to_dict())
+    then, now = data_facts.read_facts(folder).to_dict(), facts.to_dict()
+    if not then["splits"]:
+        LOG.info("%s lists no files, as in runs of older code; it does from now on.", folder.facts)
+        changes = differences(then | {"splits": None}, now | {"splits": None}, ("then", "now"))
+    else:
+        changes = differences(then, now, ("then", "now"))
+    data_facts.refuse_change(
+        f"{folder}: the data have changed since the run began", changes, config
+    )
+    if then != now:
+        folder.write_facts(now)
+    return None
+
+
+def check_labels(config: ConfigDict, facts: Facts) -> bool:
+    """Whether the classes of `config.init_from` are those of the data; True where it names none.
+
+    Files of `export.py` name their classes in the JSON beside them.
+
+    Raises:
+      UserError: they are not, and no new head is allowed.
+    """
+    path = Path(f"{config.init_from}.json")
+    try:
+        names = list(json.loads(path.read_text(encoding="utf-8"))["label_names"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return True
+    changes = differences(
+        {"label_names": names}, {"label_names": list(facts.label_names)}, ("there", "in the data")
+    )
+    if not config.replace_head:
+        what = f"{path}: the weights are of other classes; replace_head=True trains a new head"
+        data_facts.refuse_change(what, changes, config)
+    return not changes
 
 
 def initial_state(config: ConfigDict, model: nn.Module, facts: Facts) -> TrainState:
@@ -31,6 +87,9 @@ def initial_state(config: ConfigDict, model: nn.Module, facts: Facts) -> TrainSt
     )
     for note in notes:
         LOG.info(note)
+    if not check_labels(config, facts) and config.data.on_change != "accept":
+        variables["params"]["head"] = state.params["head"]
+        LOG.info("%s: its head, of other classes, is replaced by a new one.", config.init_from)
     return state_from(config, variables)
 
 

@@ -15,6 +15,7 @@ from analysis import cam, gradients, invariance, residuals, subject
 from configs import digits
 from errors import UserError
 from run import command
+from run.workdir import Workdir
 from testing import opened_run
 
 CIFAR = {"depth": 8, "stem": "cifar", "width": 4, "shortcut": "A"}
@@ -308,8 +309,8 @@ def test_errors_name_file_and_expectation(workdir, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "note.png: not a readable image" in error and "expected" in error
 
-    facts = json.loads((workdir / "data.json").read_text()) | {"label_names": list("abcdefghij")}
-    (tmp_path / "empty" / "data.json").write_text(json.dumps(facts))
+    empty = Workdir(tmp_path / "empty")
+    empty.write_facts(empty.read_facts() | {"label_names": list("abcdefghij")})
     (tmp_path / "empty" / "checkpoints").symlink_to(workdir / "checkpoints")
     assert command.run(invariance.main, [f"--workdir={tmp_path / 'empty'}"]) == 1
     assert "was trained on 10 classes" in capsys.readouterr().err

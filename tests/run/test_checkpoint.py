@@ -3,6 +3,7 @@
 import logging
 import resource
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,7 +201,7 @@ def test_a_half_renamed_checkpoint_is_not_there(saved):
     assert Checkpoints(saved, read_only=True).restore(tree())[0] == 2
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(40))
 def test_any_flipped_bit_is_found_or_harmless(saved, seed):
     generator = np.random.default_rng(seed)
     path = generator.choice(files(saved / "checkpoints" / "3"))
@@ -248,7 +249,21 @@ def test_leftovers_of_killed_saves_and_deletions_are_removed(saved):
     assert names == {"2", "3", "4"}
 
 
-# ---- Storage
+# ---- Memory and storage
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_checkpoints(tmp_path):
+    arrays = {f"array{i}": np.full(100, i, np.float32) for i in range(150)}
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    sizes = []
+    for step in range(1, 41):
+        checkpoints.save(step, arrays)
+        checkpoints.wait()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        sizes.append(pages * resource.getpagesize() / 2**20)
+    checkpoints.close()
+    assert sizes[-1] - sizes[9] < 5  # MiB; 0.7 each where every array is opened by itself
 
 
 def test_no_space_left_keeps_the_previous_checkpoint(saved):

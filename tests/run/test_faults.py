@@ -1,6 +1,5 @@
 """Whole runs under faults: killed, stopped, without space, with NaNs; nothing is lost."""
 
-import json
 import os
 import shutil
 import signal
@@ -232,31 +231,6 @@ def test_a_finished_run_is_left_alone(config, reference, tmp_path):
     assert result["images"] == 899
     assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
     assert (workdir / "curves.png").exists()
-
-
-def test_half_lines_and_lines_after_the_checkpoint_are_dropped(tmp_path):
-    whole = [{"step": 2, "split": "train"}, {"step": 4, "split": "train"}]
-    text = "".join(json.dumps(line) + "\n" for line in [*whole, {"step": 6, "split": "train"}])
-    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4, "split": "validation"}')
-    log = logs.RunLog(tmp_path, 4, tensorboard=False)
-    log.metrics(4, "train", {})
-    log.close()
-    assert lines(tmp_path) == whole
-
-
-@pytest.mark.parametrize("line", ["null", "3", "{}", "[1]", '{"step": "x"}', "\0"])
-def test_a_log_is_read_up_to_its_first_damaged_line(tmp_path, line):
-    whole = '{"step": 2, "split": "train"}\n'
-    (tmp_path / "metrics.jsonl").write_text(f"{whole}{line}\n{whole}")
-    assert logs.final_line(tmp_path) is None
-    logs.RunLog(tmp_path, 4, tensorboard=False).close()
-    assert (tmp_path / "metrics.jsonl").read_text() == whole
-
-
-def test_a_log_that_cannot_be_read_is_named(tmp_path):
-    (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read"):
-        logs.final_line(tmp_path)
 
 
 # ---- Numbers

@@ -16,6 +16,7 @@ from errors import UserError
 from run import logs, processes
 from run.checkpoint import Checkpoints
 from run.mesh import make_mesh
+from run.workdir import Workdir
 from tests.support import ilsvrc
 
 OPTIONS = {
@@ -207,8 +208,10 @@ def test_a_checkpoint_goes_on_with_another_number_of_devices(half_way, tmp_path,
 def test_another_number_of_devices_without_synchronised_bn_is_warned_of(half_way, tmp_path, caplog):
     options, _, half = half_way
     workdir = shutil.copytree(half, tmp_path / "run")
-    text = (workdir / "config.json").read_text()
-    (workdir / "config.json").write_text(text.replace('"sync_bn": true', '"sync_bn": false'))
+    folder = Workdir(workdir)
+    changed = folder.read(folder.config)
+    changed["model"]["sync_bn"] = False
+    folder.write(folder.config, changed)
     config = config_of(options | {"model.sync_bn": False})
     train.train(config, workdir, make_mesh(jax.devices()[:1]))
     assert "trained on 2 device(s) and goes on with 1" in caplog.text
@@ -264,6 +267,7 @@ def test_local_devices_reach_jax(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: joined.append(a))
     monkeypatch.setattr(jax.config, "update", lambda *a: None)
     monkeypatch.setattr(processes.ctypes.pythonapi, "PyOS_setsig", lambda *a: None)
+    monkeypatch.setattr(processes, "meet", lambda *a: None)
     processes.join("localhost:1", 8, 3, local_device_ids=["3"])
     processes.join("localhost:1", 2, 1, local_device_ids=["4", "5"])
     assert joined == [("localhost:1", 8, 3, [3]), ("localhost:1", 2, 1, [4, 5])]
