@@ -225,6 +225,7 @@ def _evaluation_config(config, trained, mesh):
     merged.data.update(config.data)
     merged.eval.update(config.eval)
     merged.optim.accumulate_steps = 1
+    merged.model.bn_group_size = 0  # of the training batch; precise BN takes the network's own
     merged.augment.update(mixup=0.0, cutmix=0.0)  # which pair images of an even batch
     if merged.batch_size % mesh.size:
         merged.batch_size = mesh.size * max(1, merged.batch_size // mesh.size)

@@ -181,6 +181,8 @@ def image_networks(
             "residual": family == "resnet",
             "zero_init_residual": False,
             "variant": "none",
+            "block": "",
+            "bn_group_size": 0,
             "scan_blocks": True,
         }
         model = models.create(fields, run.facts.num_classes)

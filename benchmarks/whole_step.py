@@ -57,7 +57,8 @@ class Row(NamedTuple):
         imagenet = int(depth) in IMAGENET_DEPTHS
         config = recipes.imagenet(self.network) if imagenet else recipes.cifar(self.network)
         config.batch_size = self.batch
-        config.model.update(dtype=self.dtype, scan_blocks=False)
+        # Peers take BN's statistics over the whole batch.
+        config.model.update(dtype=self.dtype, scan_blocks=False, bn_group_size=0)
         config.model.update(fields)
         config.augment.update(kind="none", pca_noise=0.0)
         return config, size or (224 if imagenet else 32), 1000 if imagenet else 10

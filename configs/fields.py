@@ -82,6 +82,9 @@ FIELDS = {
     "model.residual_scale": Field(1.0, "factor on the residual branch"),
     "model.output_stride": Field(32, "8, 16 or 32: dilate instead of striding beyond it"),
     "model.sync_bn": Field(False, "BN statistics over all devices instead of per device"),
+    "model.bn_group_size": Field(
+        0, "BN statistics over groups of that many images of a device (0, or more than it has: all)"
+    ),
     "model.frozen_bn": Field(False, "normalise with the running averages in training too"),
     "model.dtype": Field("float32", "of the computation, or bfloat16; parameters stay float32"),
     "model.remat": Field("none", "none, block or segments: recompute activations, save memory"),

@@ -45,8 +45,7 @@ def imagenet(network: str, arg: str = "") -> ConfigDict:
         raise UserError(f"config argument {arg!r}: the file names the network; use another file.")
     family, depth, options = _parse(arg, network, ("goyal", "quick"))
     config = base()
-    config.model.depth = depth
-    config.model.residual = family == "resnet"
+    config.model.update(depth=depth, residual=family == "resnet", bn_group_size=32)
     if "goyal" in options:
         _goyal(config, steps_per_epoch=IMAGENET_STEPS_PER_EPOCH, epochs=90)
         config.augment.kind = "random_resized_crop"
@@ -69,6 +68,7 @@ def cifar(arg: str = "", default: str = "resnet20", train_images: int = 50_000) 
     config.model.update(
         depth=depth, residual=family == "resnet", shortcut="A", stem="cifar", width=16
     )
+    config.model.bn_group_size = 64
     config.model.block = next(iter(options & {*BLOCKS}), FOLLOWUP.get(depth, ""))
     if config.model.block == "bottleneck" or (depth - 2) % 6:
         config.model.shortcut = "B"  # as in the authors' code for these networks

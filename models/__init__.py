@@ -56,6 +56,16 @@ CONFLICTS = (
         "model.variant={m.variant!r} changes the shortcut, and model.residual=False has none.",
     ),
     (
+        lambda m: m.bn_group_size < 0,
+        "model.bn_group_size={m.bn_group_size}: expected a number of images, or 0 for all of a "
+        "device.",
+    ),
+    (
+        lambda m: m.bn_group_size and m.sync_bn,
+        "model.bn_group_size={m.bn_group_size} with model.sync_bn=True: statistics are over a part "
+        "of a device's images or over all devices; set bn_group_size=0 or sync_bn=False.",
+    ),
+    (
         lambda m: m.output_stride != 32 and m.stem != "imagenet",
         "model.output_stride={m.output_stride}: expected 32, since only "
         "model.stem='imagenet' can be dilated.",

@@ -35,12 +35,18 @@ class BlockSpec:
     residual_scale: float = 1.0
     sync_bn: bool = False
     frozen_bn: bool = False
+    bn_group_size: int = 0
     dtype: Any = jnp.float32
 
     def bn(self, last: bool = False) -> dict[str, Any]:
         """What a `batch_norm` of the block is given; `last`: it ends f."""
-        options = {"sync": self.sync_bn, "frozen": self.frozen_bn, "dtype": self.dtype}
-        return options | {"zero_init": last and self.zero_init_residual}
+        return {
+            "sync": self.sync_bn,
+            "frozen": self.frozen_bn,
+            "group_size": self.bn_group_size,
+            "dtype": self.dtype,
+            "zero_init": last and self.zero_init_residual,
+        }
 
     def following(self) -> "BlockSpec":
         """The specification of the stage's other blocks, if this is the first one's."""

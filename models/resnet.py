@@ -123,6 +123,8 @@ class ResNet(nn.Module):
       shortcut_scale, residual_scale: the block adds `shortcut_scale·shortcut + residual_scale·f`.
       output_stride: 8, 16 or 32 (ImageNet stem); stages beyond it are dilated instead of strided.
       sync_bn: BN statistics over all devices instead of one device's images.
+      bn_group_size: BN statistics over groups of that many of a device's images; 0, or as many as
+        the device has or more: over all of them.
       frozen_bn: normalise with the running averages also in training.
       dtype: 'float32' or 'bfloat16', of the computation; parameters, BN statistics and logits stay
         float32.
@@ -147,6 +149,7 @@ class ResNet(nn.Module):
     residual_scale: float = 1.0
     output_stride: int = 32
     sync_bn: bool = False
+    bn_group_size: int = 0
     frozen_bn: bool = False
     dtype: str = "float32"
     remat: str = "none"
@@ -203,12 +206,11 @@ class ResNet(nn.Module):
         return relu(x) if self.variant == "relu_only_preactivation" else x
 
     def _norm(self, name, train):
-        dtype = jnp.dtype(self.dtype)
-        return batch_norm(train, sync=self.sync_bn, frozen=self.frozen_bn, dtype=dtype, name=name)
+        return batch_norm(train, name=name, **self._spec().bn())
 
-    def _stages(self, sizes) -> Iterator[tuple[int, BlockSpec]]:
-        """Yields each stage's number of blocks and the specification of its first block."""
-        shared = BlockSpec(
+    def _spec(self) -> BlockSpec:
+        """What all blocks share."""
+        return BlockSpec(
             self.width,
             shortcut=self.shortcut,
             residual=self.residual,
@@ -219,8 +221,12 @@ class ResNet(nn.Module):
             residual_scale=self.residual_scale,
             sync_bn=self.sync_bn,
             frozen_bn=self.frozen_bn,
+            bn_group_size=self.bn_group_size,
             dtype=jnp.dtype(self.dtype),
         )
+
+    def _stages(self, sizes) -> Iterator[tuple[int, BlockSpec]]:
+        """Yields each stage's number of blocks and the specification of its first block."""
         stride_so_far = 4 if self.stem == "imagenet" else 1
         dilation = 1
         for i, size in enumerate(sizes):
@@ -231,7 +237,7 @@ class ResNet(nn.Module):
             yield (
                 size,
                 dataclasses.replace(
-                    shared,
+                    self._spec(),
                     width=self.width * 2**i,
                     strides=strides,
                     dilation=dilation,

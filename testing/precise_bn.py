@@ -3,6 +3,7 @@
 The authors' released models carry such averages, computed after training.
 """
 
+import functools
 import logging
 import zipfile
 from typing import Any
@@ -62,8 +63,9 @@ def statistics(
 ) -> Any:
     """Mean and variance of every BN layer over `batches` training batches.
 
-    Each batch is normalised by its own statistics, as in training; a layer's mean is the mean over
-    batches (and devices), its variance that of all their images together: E[x²] − E[x]².
+    Each batch (of `model.bn_group_size`, if that is fewer) is normalised by its own statistics, as
+    in training; a layer's mean is the mean over batches (and devices), its variance that of all
+    their images together: E[x²] − E[x]².
 
     Args:
       model, variables, normalization: the network.
@@ -93,11 +95,21 @@ def statistics(
 
 def _moments(model, data, mesh):
     """Compiled `(variables, …, batch) → (order, {mean: E[x], var: E[x²]} per layer)`."""
-    model = model.clone(sync_bn=False)
+    group = model.bn_group_size
+    model = model.clone(sync_bn=False, bn_group_size=0)
 
     def moments(variables, normalization, order, step, feed):
         order, batch = data.draw(order, step, feed)
         images = normalize(batch["image"], *normalization)
+        of_images = functools.partial(moments_of, variables)
+        if whole := len(images) // group if group else 0:
+            groups = images[: whole * group].reshape(whole, group, *images.shape[1:])
+            both = jax.tree.map(lambda x: x.mean(0), jax.lax.map(of_images, groups))
+        else:
+            both = of_images(images)
+        return order, jax.lax.pmean(both, DATA_AXIS)
+
+    def moments_of(variables, images):
         zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
         _, updated = model.apply(
             {"params": variables["params"], "batch_stats": zeros},
@@ -108,10 +120,9 @@ def _moments(model, data, mesh):
         )
         # From zero, one update leaves (1 − momentum) times the batch's own statistics.
         stats = jax.tree.map(lambda x: x / (1 - BN_MOMENTUM), updated["batch_stats"])
-        both = _map_layers(
+        return _map_layers(
             lambda layer: {"mean": layer["mean"], "var": layer["var"] + layer["mean"] ** 2}, stats
         )
-        return order, jax.lax.pmean(both, DATA_AXIS)
 
     sharded = jax.shard_map(
         moments,

@@ -29,6 +29,7 @@ def check(config: ConfigDict, devices: int) -> None:
     _check_augmentation(config.augment, config.data)
     _check_data(config)
     check_batch_size("batch_size", config.batch_size, devices, config.optim.accumulate_steps)
+    _check_groups(config, config.batch_size // devices // config.optim.accumulate_steps)
     if (config.augment.mixup or config.augment.cutmix) and config.batch_size // devices % 2:
         raise UserError(
             f"batch_size={config.batch_size} gives each of {devices} device(s) an odd number of "
@@ -90,6 +91,18 @@ def _check_data(config):
         raise UserError(
             f"eval.resize={e.resize}: expected at least data.image_size={data.image_size}, "
             "the crops' side."
+        )
+
+
+def _check_groups(config, images):
+    """BN's groups must share the `images` that a device takes at once; more than those are all."""
+    size = config.model.bn_group_size
+    if size and not config.model.frozen_bn and images > size and images % size:
+        divisor = max(n for n in range(1, size + 1) if images % n == 0)
+        raise UserError(
+            f"model.bn_group_size={size}: batch_size={config.batch_size} gives each device "
+            f"{images} images at once, which are no whole number of groups; choose another batch "
+            f"size, or groups of e.g. {divisor} images or 0 (all of them)."
         )
 
 

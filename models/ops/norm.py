@@ -5,7 +5,7 @@ JAX's own too, of a sum in another order: its parts are the input, the output of
 exists anyway, and numbers per channel.
 """
 
-import functools
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -22,9 +22,12 @@ class BatchNorm(nn.BatchNorm):
 
     Attributes:
       sync: statistics over all devices of the surrounding `shard_map`; without one, of x.
+      group_size: statistics over groups of that many images that follow each other, the running
+        averages over the groups' mean; 0, or as many as x has or more: over all of x.
     """
 
     sync: bool = False
+    group_size: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
@@ -34,29 +37,39 @@ class BatchNorm(nn.BatchNorm):
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, shape, jnp.float32)
+
         if self.use_running_average:
-            used_mean, used_var = mean.value, var.value
-        else:
-            used_mean, used_var = _statistics(x, self.sync)
-            if not self.is_initializing():
-                mean.value = _average(self.momentum, mean.value, used_mean)
-                var.value = _average(self.momentum, var.value, used_var)
-        factor = lax.rsqrt(used_var + self.epsilon) * scale
-        return _affine(x, factor, bias - used_mean * factor, self.dtype or x.dtype)
+            return self._normalized(x, mean.value, var.value, scale, bias)
+        grouped = 0 < self.group_size < x.shape[0]
+        groups = x.reshape(-1, self.group_size, *x.shape[1:]) if grouped else x
+        used = _statistics(groups, self.sync)
+        y = self._normalized(
+            groups, *used, *(jnp.broadcast_to(p, used[0].shape) for p in (scale, bias))
+        )
+        if not self.is_initializing():
+            for average, new in zip((mean, var), used, strict=True):
+                new = new.mean(0) if grouped else new
+                average.value = self.momentum * average.value + (1 - self.momentum) * new
+        return y.reshape(x.shape) if grouped else y
+
+    def _normalized(self, x, mean, var, scale, bias):
+        factor = lax.rsqrt(var + self.epsilon) * scale
+        return _affine(x, factor, bias - mean * factor, self.dtype or x.dtype)
 
 
 # Recomputed in the backward pass, where that costs nothing, so that the stacks of a loop keep x
 # itself instead of its square or a float32 copy of it.
-@functools.partial(jax.checkpoint, prevent_cse=False)
+@partial(jax.checkpoint, prevent_cse=False)
 def _moments(x):
-    """Means of x and of x² over all axes but the last, float32: `[2, channels]`."""
-    x = x.astype(jnp.float32)
-    return jnp.stack([x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))])
+    """Means of x and of x², `[…, batch, height, width, channels]`, float32: `[2, …, channels]`."""
+    x, axes = x.astype(jnp.float32), (-4, -3, -2)
+    return jnp.stack([x.mean(axes), jnp.square(x).mean(axes)])
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
 def _affine(x, factor, summand, dtype):
-    return (x * factor.reshape((1, 1, 1, -1)) + summand.reshape((1, 1, 1, -1))).astype(dtype)
+    shape = (*factor.shape[:-1], 1, 1, 1, factor.shape[-1])
+    return (x * factor.reshape(shape) + summand.reshape(shape)).astype(dtype)
 
 
 def _statistics(x, sync):
@@ -67,17 +80,21 @@ def _statistics(x, sync):
     return mean, jnp.maximum(mean_square - jnp.square(mean), 0)
 
 
-def _average(momentum, old, new):
-    return momentum * old + (1 - momentum) * new
-
-
 def batch_norm(
-    train: bool, *, sync: bool, frozen: bool, dtype: Any, name: str, zero_init: bool = False
+    train: bool,
+    *,
+    sync: bool,
+    frozen: bool,
+    dtype: Any,
+    name: str,
+    group_size: int = 0,
+    zero_init: bool = False,
 ) -> BatchNorm:
     """BN as every network here uses it; statistics and parameters are float32.
 
-    `sync` takes the statistics over all devices instead of over one device's images (the paper's
-    were over one GPU's 32); `frozen` always normalises with the running averages.
+    `sync` takes the statistics over all devices instead of over one device's images, `group_size`
+    over groups of them (the paper's were over one GPU's 32); `frozen` always normalises with the
+    running averages.
     """
     return BatchNorm(
         use_running_average=frozen or not train,
@@ -85,6 +102,7 @@ def batch_norm(
         epsilon=BN_EPSILON,
         dtype=dtype,
         sync=sync,
+        group_size=group_size,
         scale_init=nn.initializers.zeros if zero_init else nn.initializers.ones,
         name=name,
     )

@@ -73,7 +73,9 @@ def test_paper_values():
         256,
         480,
     )
+    assert config.model.bn_group_size == 32
     cifar = load("cifar10", "resnet110")
+    assert cifar.model.bn_group_size == 64
     assert (cifar.batch_size, cifar.num_steps, cifar.optim.boundaries) == (
         128,
         64_000,

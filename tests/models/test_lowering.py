@@ -42,6 +42,17 @@ def test_the_step_is_that_of_plain_flax_modules(platform, dtype):
     assert ours["reduce"] <= flax["reduce"]
 
 
+@pytest.mark.slow
+def test_bn_groups_move_no_array():
+    row = Row("resnet18", 4, "bfloat16")
+    whole, groups = (
+        operations(WholeStep.of(row, SIZE, width=WIDTH, bn_group_size=n), "cuda") for n in (0, 2)
+    )
+    for name in ("transpose", "concatenate", "slice", "gather", "scatter", "while", "dot_general"):
+        assert groups[name] <= whole[name], name
+    assert groups["convolution"] == whole["convolution"]
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_loops_have_xlas_convolutions_too(platform):
     step = WholeStep.of(Row("resnet20", 2), 8, width=WIDTH, scan_blocks=True)

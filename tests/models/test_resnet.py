@@ -196,6 +196,8 @@ def test_bfloat16_keeps_float32_where_it_must():
         ({"zero_init_residual": True, "variant": "bn_after_addition"}, "ends in BN"),
         ({"residual": False, "variant": "dropout_shortcut"}, "changes the shortcut"),
         ({"output_stride": 16}, "output_stride=16"),
+        ({"bn_group_size": -1}, "bn_group_size=-1"),
+        ({"bn_group_size": 32, "sync_bn": True}, "bn_group_size=32.*sync_bn"),
         ({"scan_blocks": True, "variant": "dropout_shortcut"}, "scan_blocks"),
     ],
 )

@@ -66,6 +66,22 @@ def test_forms_compute_the_same(form, monkeypatch):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [{"depth": 8}, {"depth": 20, "scan_blocks": True}], ids=str)
+def test_bn_groups_are_networks_of_their_own(form):
+    """Logits of each group as if it were alone; running averages are the mean over the groups."""
+    model = small(bn_group_size=2, **form)
+    x = jax.random.normal(KEY, (6, 9, 7, 3))
+    variables = jax.jit(lambda: model.init(KEY, x[:1], train=False))()
+    run = jax.jit(lambda x: model.apply(variables, x, train=True, mutable=["batch_stats"]))
+    (logits, _), stats = run(x)
+    each = [run(x[i : i + 2]) for i in (0, 2, 4)]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(one[1] for one in each))
+    expected = jnp.concatenate([one[0][0] for one in each])
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), stats, mean)
+
+
 def test_segments_grow_with_the_root_of_the_depth():
     lengths = [segment_length("segments", n) for n in (1, 5, 18, 200, 20_000)]
     assert lengths == [1, 2, 3, 9, 82]

@@ -289,12 +289,17 @@ class Batches:
         return order, batch
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_precise_statistics_are_those_of_all_images(one, devices):
+@pytest.mark.parametrize(("devices", "group"), [(1, 0), (2, 0), (1, 2), (2, 1)])
+def test_precise_statistics_are_those_of_all_images(one, devices, group):
     images = np.random.default_rng(4).integers(0, 256, (12, 8, 8, 1), np.uint8)
     mesh = make_mesh(jax.devices()[:devices])
     found = precise_bn.statistics(
-        one.model, one.variables, one.normalization, Batches(images, 4), 3, mesh
+        one.model.clone(bn_group_size=group),
+        one.variables,
+        one.normalization,
+        Batches(images, 4),
+        3,
+        mesh,
     )
     kernel = np.asarray(one.variables["params"]["stem_conv"]["kernel"], np.float64)
     outputs = []

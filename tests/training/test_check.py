@@ -112,6 +112,29 @@ def test_accumulation_divides_the_share_of_a_device():
         check(config, devices=2)
 
 
+@pytest.mark.parametrize(
+    ("batch", "devices", "parts", "wrong"),
+    [
+        (256, 1, 1, None),
+        (96, 4, 1, None),  # 24 a device: fewer than a group are all
+        (96, 1, 2, "48 images at once.*24 images or 0"),
+        (80, 1, 1, "model.bn_group_size=32: batch_size=80.*20 images or 0"),
+        (80, 1, 5, None),
+    ],
+)
+def test_groups_of_bn_divide_what_a_device_takes_at_once(batch, devices, parts, wrong):
+    config = recipes.imagenet("resnet50")
+    config.batch_size, config.optim.accumulate_steps = batch, parts
+    if wrong is None:
+        return check(config, devices)
+    with pytest.raises(UserError, match=wrong):
+        check(config, devices)
+    config.model.frozen_bn = True
+    check(config, devices)
+    config.model.update(frozen_bn=False, bn_group_size=0)
+    check(config, devices)
+
+
 @pytest.mark.parametrize("config", [base.base(), recipes.digits(), finetune.get_config()])
 def test_recipes_pass(config):
     config.data.update(validation_split="")

@@ -15,10 +15,8 @@ DATA_AXIS = "data"
 SHAPES = [(4, 5, 6, 3), (2, 1, 1, 1), (3, 7, 2, 17)]
 
 
-def ours(train=True, *, sync=False, frozen=False, dtype="float32", zero_init=False):
-    return batch_norm(
-        train, sync=sync, frozen=frozen, dtype=jnp.dtype(dtype), name="bn", zero_init=zero_init
-    )
+def ours(train=True, *, sync=False, frozen=False, dtype="float32", **options):
+    return batch_norm(train, sync=sync, frozen=frozen, dtype=jnp.dtype(dtype), name="bn", **options)
 
 
 def flax(train=True, *, sync=False, dtype="float32"):
@@ -125,6 +123,31 @@ def test_on_two_devices_statistics_are_those_of_one_device_or_of_both(sync, chec
         assert_same(got[1], jax.tree.map(lambda a, b: (a + b) / 2, *(half[1] for half in halves)))
         assert_same(got[2], jax.tree.map(jnp.add, *(half[2][0] for half in halves)))
         assert_same(got[3], jnp.concatenate([half[2][1] for half in halves]))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_groups_are_normalised_each_by_its_own_statistics(size):
+    x, params, stats = arrays((6, 5, 4, 3))
+    x = x + jnp.arange(6.0).reshape(6, 1, 1, 1)
+    y, updated, (gradients, dx) = outcome(ours(group_size=size), x, params, stats)
+    each = [outcome(flax(), x[i : i + size], params, stats) for i in range(0, 6, size)]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(each), *(one[1] for one in each))
+    total = jax.tree.map(lambda *leaves: sum(leaves), *(one[2][0] for one in each))
+    assert_same(updated, mean)
+    assert_same(gradients, total)
+    assert_same(y, jnp.concatenate([one[0] for one in each]))
+    assert_same(dx, jnp.concatenate([one[2][1] for one in each]))
+
+
+@pytest.mark.parametrize("size", [6, 7, 64])
+def test_a_group_of_more_images_than_there_are_is_all_of_them(size):
+    given = arrays((6, 5, 4, 3))
+    assert_same(outcome(ours(group_size=size), *given), outcome(ours(), *given), tolerance=0)
+
+
+def test_groups_do_not_matter_in_evaluation():
+    given = arrays((5, 5, 4, 3))
+    assert_same(outcome(ours(False, group_size=2), *given), outcome(ours(False), *given), 0)
 
 
 def test_parameters_and_statistics_start_as_flaxs():
