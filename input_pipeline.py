@@ -48,7 +48,7 @@ def classes_and_shape(config: ConfigDict) -> tuple[int, tuple[int, int, int]]:
         facts = open_data(config, make_mesh()).facts
         return facts.num_classes, facts.image_shape
     except UserError as error:
-        num_classes = 1000 if config.model.stem == "imagenet" else 10
+        num_classes = 10 if config.model.stem == "cifar" else 1000
         shape = (config.data.image_size, config.data.image_size, 3)
         print(f"{error}\nWithout the data, this assumes {num_classes} classes, {shape} images.\n")
         return num_classes, shape

@@ -106,8 +106,8 @@ def endpoint_gradients(
 
 
 def _pooled(model, endpoint, features):
-    """What the next stage takes in: the endpoint itself, or pooled behind the ImageNet stem."""
-    if endpoint == "stem" and model.stem == "imagenet":
+    """What the next stage takes in: the endpoint itself, or pooled behind an ImageNet stem."""
+    if endpoint == "stem" and model.stem != "cifar":
         return max_pool_3x3(features, padded=model.stem_pool == "padded")
     return features
 

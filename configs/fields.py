@@ -68,11 +68,15 @@ FIELDS = {
         "", "basic or bottleneck, where both have the depth ('': the depth tells)"
     ),
     "model.residual": Field(True, "False: the plain twin without shortcuts"),
-    "model.shortcut": Field("B", "A (zero-pad), B (project where shapes change), C (project)"),
-    "model.stem": Field("imagenet", "imagenet (7×7/2 and max pool) or cifar (3×3)"),
+    "model.shortcut": Field(
+        "B", "A (zero-pad), B (project where shapes change), C (project), D (B behind a mean pool)"
+    ),
+    "model.stem": Field("imagenet", "imagenet (7×7/2 and max pool), deep (three 3×3), cifar (3×3)"),
     "model.stem_pool": Field("padded", "padded, or unpadded for the authors' Caffe weights"),
     "model.space_to_depth": Field(False, "compute the 7×7/2 stem as 4×4/1 on 12 channels"),
     "model.width": Field(64, "channels of the first stage"),
+    "model.width_per_group": Field(64, "64ths of the width in a group of a bottleneck's 3×3"),
+    "model.groups": Field(1, "groups of a bottleneck's 3×3; ResNeXt-50 32×4d: 32 groups of 4"),
     "model.preactivation": Field(False, "BN-ReLU-conv blocks (Identity Mappings)"),
     "model.variant": Field("none", "none, or a rejected design of Identity Mappings"),
     "model.gate_bias": Field(0.0, "initial bias of the gating variants"),

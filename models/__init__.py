@@ -8,14 +8,14 @@ from typing import Any
 
 from errors import UserError
 from models.identity_mappings import VARIANTS
-from models.resnet import BLOCKS, ResNet, architecture
+from models.resnet import BLOCKS, STEMS, ResNet, architecture
 
 __all__ = ["CHOICES", "check", "create"]
 
 CHOICES = {
     "block": ("", *BLOCKS),
-    "shortcut": ("A", "B", "C"),
-    "stem": ("imagenet", "cifar"),
+    "shortcut": ("A", "B", "C", "D"),
+    "stem": tuple(STEMS),
     "stem_pool": ("padded", "unpadded"),
     "downsample_in": ("1x1", "3x3"),
     "dtype": ("float32", "bfloat16"),
@@ -66,9 +66,39 @@ CONFLICTS = (
         "of a device's images or over all devices; set bn_group_size=0 or sync_bn=False.",
     ),
     (
-        lambda m: m.output_stride != 32 and m.stem != "imagenet",
-        "model.output_stride={m.output_stride}: expected 32, since only "
-        "model.stem='imagenet' can be dilated.",
+        lambda m: m.output_stride != 32 and m.stem == "cifar",
+        "model.output_stride={m.output_stride}: expected 32, since model.stem='cifar' cannot be "
+        "dilated.",
+    ),
+    (
+        lambda m: m.stem == "deep" and m.width % 2,
+        "model.width={m.width}: expected an even number, of which the first layers of "
+        "model.stem='deep' take half.",
+    ),
+    (
+        lambda m: min(m.groups, m.width_per_group) < 1 or m.width * m.width_per_group % 64,
+        "model.width_per_group={m.width_per_group}, model.groups={m.groups}: expected numbers ≥ 1, "
+        "the first with model.width={m.width} · width_per_group / 64 whole.",
+    ),
+    (
+        lambda m: m.width * m.width_per_group // 64 * m.groups > MAX_WIDTH,
+        "model.width_per_group={m.width_per_group}, model.groups={m.groups}: expected at most "
+        f"{MAX_WIDTH} channels in the first stage's 3×3 convolutions.",
+    ),
+    (
+        lambda m: (
+            (m.groups, m.width_per_group) != (1, 64)
+            and architecture(m.stem, m.depth, m.block).block is BLOCKS["basic"]
+        ),
+        "model.groups={m.groups}, model.width_per_group={m.width_per_group}: only bottlenecks are "
+        "grouped or wide, and model.depth={m.depth} has basic blocks.",
+    ),
+    (
+        lambda m: (
+            m.shortcut == "D"
+            and (m.output_stride != 32 or m.preactivation or m.variant == "relu_only_preactivation")
+        ),
+        "model.shortcut='D': expected model.output_stride=32 and no pre-activation; choose 'B'.",
     ),
     (
         lambda m: m.space_to_depth and m.stem != "imagenet",

@@ -48,7 +48,7 @@ class ResidualBlock(nn.Module):
         return self.norm("bn_shortcut", train)(conv(x))
 
     def weight_layer(self, i: int, x: Array, train: bool, *conv: int, last: bool = False) -> Array:
-        """Convolution (features, kernel size, strides, dilation), BN, and unless `last` ReLU."""
+        """Convolution (features, size, strides, dilation, groups), BN, and unless `last` ReLU."""
         y = self.norm(f"bn{i}", train, last)(self.conv(f"conv{i}", *conv)(x))
         return y if last else relu(y)
 
@@ -74,6 +74,6 @@ class BottleneckBlock(ResidualBlock):
         """1×1, 3×3, 1×1 (figure 5, right); strides in the first, or in the 3×3 ("v1.5")."""
         s = self.spec
         middle = (s.strides, s.dilation_before) if s.downsample_in == "3x3" else (1, s.dilation)
-        y = self.weight_layer(1, x, train, s.width, 1, s.strides // middle[0])
-        y = self.weight_layer(2, y, train, s.width, 3, *middle)
+        y = self.weight_layer(1, x, train, s.inner, 1, s.strides // middle[0])
+        y = self.weight_layer(2, y, train, s.inner, 3, *middle, s.groups)
         return self.weight_layer(3, y, train, self.features, 1, last=True)

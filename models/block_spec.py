@@ -11,7 +11,8 @@ class BlockSpec:
     """One block's specification; fields that `config.model` has, too, are explained there.
 
     Attributes:
-      width: channels of the 3×3 convolutions; the block returns `expansion · width`.
+      width: channels of the 3×3 convolutions; the block returns `expansion · width`. With other
+        `width_per_group` and `groups` a bottleneck's 3×3 convolution has `inner` channels instead.
       strides: of the whole block.
       dilation: of the 3×3 convolutions after the one that strides.
       dilation_before: of those up to the one that strides, or would if its stride were not
@@ -28,6 +29,8 @@ class BlockSpec:
     activated: bool = False
     shortcut: str = "B"
     residual: bool = True
+    width_per_group: int = 64
+    groups: int = 1
     downsample_in: str = "1x1"
     zero_init_residual: bool = False
     gate_bias: float = 0.0
@@ -37,6 +40,11 @@ class BlockSpec:
     frozen_bn: bool = False
     bn_group_size: int = 0
     dtype: Any = jnp.float32
+
+    @property
+    def inner(self) -> int:
+        """Channels of a bottleneck's 3×3 convolution."""
+        return self.width * self.width_per_group // 64 * self.groups
 
     def bn(self, last: bool = False) -> dict[str, Any]:
         """What a `batch_norm` of the block is given; `last`: it ends f."""

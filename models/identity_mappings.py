@@ -12,6 +12,7 @@ from jax import Array
 
 from models.block import ResidualBlock
 from models.ops.relu import relu
+from models.pooled_shortcut import PooledShortcut
 
 SHORTCUT_DROPOUT = 0.5  # ratio in table 1, last row
 
@@ -146,7 +147,8 @@ def block_class(form: type[ResidualBlock], fields: Any) -> type[ResidualBlock]:
     """The block that the fields of `config.model` ask for, with the convolutions of `form`."""
     scaled = fields.residual and (fields.shortcut_scale, fields.residual_scale) != (1, 1)
     design = FullPreactivation if fields.preactivation else VARIANTS[fields.variant]
-    classes = (*([ConstantScaling] if scaled else []), *([design] if design else []), form)
+    optional = (scaled and ConstantScaling, design, fields.shortcut == "D" and PooledShortcut)
+    classes = (*(c for c in optional if c), form)
     return _combined(classes)
 
 

@@ -45,6 +45,12 @@ BLOCKS: dict[str, type[ResidualBlock]] = {"basic": BasicBlock, "bottleneck": Bot
 # depths of basic blocks that both forms could have.
 CIFAR_LAYERS = {"basic": 6, "bottleneck": 9}
 TABLE_6 = (20, 56, 110)
+# Share of the width, kernel size and strides of the first layers; 'deep' is ResNet-C's and -D's.
+STEMS = {
+    "imagenet": ((1.0, 7, 2),),
+    "cifar": ((1.0, 3, 1),),
+    "deep": ((0.5, 3, 2), (0.5, 3, 1), (1.0, 3, 1)),
+}
 MAX_CIFAR_BLOCKS = 2000  # in a stage
 HEAD_INIT = nn.initializers.normal(0.01)  # Goyal et al., section 5.1; the paper does not say.
 
@@ -109,11 +115,14 @@ class ResNet(nn.Module):
       depth: weighted layers (`architecture` lists the possible ones).
       block: 'basic' or 'bottleneck' where both have the depth (CIFAR); '': what the depth tells.
       residual: False builds the plain twin, which has the parameters of the option-A network.
-      shortcut: 'A', 'B' or 'C' (section 3.3 and 4.1).
-      stem: 'imagenet' (7×7/2, 3×3/2 max pool, four stages) or 'cifar' (3×3, three stages).
+      shortcut: 'A', 'B' or 'C' (section 3.3 and 4.1), or 'D': B after a mean of 2×2 pixels.
+      stem: 'imagenet' (7×7/2, 3×3/2 max pool, four stages), 'deep' (the same with three 3×3 layers)
+        or 'cifar' (3×3, three stages).
       stem_pool: 'padded' (torch, Keras) or 'unpadded', as the authors' Caffe release pools.
       space_to_depth: compute the 7×7/2 stem as 4×4/1 on 12 channels; same parameters and numbers.
       width: channels of the first stage; doubled at each next one (64 and 16 in the paper).
+      width_per_group, groups: a bottleneck's 3×3 convolution has `groups` groups, each of
+        `width_per_group` / 64 of its width (Wide ResNet-50-2: 128, 1; ResNeXt-50 32×4d: 4, 32).
       preactivation: BN-ReLU-conv blocks (Identity Mappings, figure 4(e)).
       variant: 'none', or a design that Identity Mappings tried and rejected
         (`models.identity_mappings.VARIANTS`).
@@ -140,6 +149,8 @@ class ResNet(nn.Module):
     stem_pool: str = "padded"
     space_to_depth: bool = False
     width: int = 64
+    width_per_group: int = 64
+    groups: int = 1
     preactivation: bool = False
     variant: str = "none"
     gate_bias: float = 0.0
@@ -173,7 +184,7 @@ class ResNet(nn.Module):
         block = block_class(table.block, self)
         x = self._stem(images, train)
         endpoints = {"stem": x}
-        if self.stem == "imagenet":
+        if self.stem != "cifar":
             x = max_pool_3x3(x, padded=self.stem_pool == "padded")
         for i, (size, spec) in enumerate(self._stages(table.stage_sizes), start=1):
             stage = Stage(block, spec, size, self.scan_blocks, self.remat, name=f"stage{i}")
@@ -187,17 +198,20 @@ class ResNet(nn.Module):
         return logits, endpoints | {"pooled": pooled, "logits_map": head(x)}
 
     def _stem(self, images, train):
-        """The first convolution, BN and ReLU: before the first shortcut of every network."""
-        kernel_size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = conv(
-            self.width,
-            kernel_size,
-            strides,
-            space_to_depth=self.space_to_depth,
-            dtype=jnp.dtype(self.dtype),
-            name="stem_conv",
-        )(images)
-        return relu(self._norm("stem_bn", train)(x))
+        """Convolution, BN and ReLU, of 'deep' stems three times: before the first shortcut."""
+        x, layers = images, STEMS[self.stem]
+        for i, (share, kernel_size, strides) in enumerate(layers, start=1):
+            number = str(i) if len(layers) > 1 else ""
+            x = conv(
+                int(share * self.width),
+                kernel_size,
+                strides,
+                space_to_depth=self.space_to_depth,
+                dtype=jnp.dtype(self.dtype),
+                name=f"stem_conv{number}",
+            )(x)
+            x = relu(self._norm(f"stem_bn{number}", train)(x))
+        return x
 
     def _last_activation(self, x, train):
         """What the last pre-activated block leaves to do."""
@@ -214,6 +228,8 @@ class ResNet(nn.Module):
             self.width,
             shortcut=self.shortcut,
             residual=self.residual,
+            width_per_group=self.width_per_group,
+            groups=self.groups,
             downsample_in=self.downsample_in,
             zero_init_residual=self.zero_init_residual,
             gate_bias=self.gate_bias,
@@ -227,7 +243,7 @@ class ResNet(nn.Module):
 
     def _stages(self, sizes) -> Iterator[tuple[int, BlockSpec]]:
         """Yields each stage's number of blocks and the specification of its first block."""
-        stride_so_far = 4 if self.stem == "imagenet" else 1
+        stride_so_far = 1 if self.stem == "cifar" else 4
         dilation = 1
         for i, size in enumerate(sizes):
             strides, dilation_before = 1 if i == 0 else 2, dilation

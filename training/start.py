@@ -108,7 +108,7 @@ def adopted(config: ConfigDict, saved: Mapping[str, Any] | None = None) -> Confi
       UserError: for a file that cannot be read.
     """
     config = config.copy_and_resolve_references()
-    if not config.init_from or config.model.stem != "imagenet":
+    if not config.init_from or config.model.stem == "cifar":
         return config
     if saved and saved.get("init_from") == config.init_from:
         for name, part in CONVENTIONS.items():

@@ -32,6 +32,7 @@ def conv(
     kernel_size: int,
     strides: int = 1,
     dilation: int = 1,
+    groups: int = 1,
     *,
     use_bias: bool = False,
     dtype: Any = None,
@@ -44,10 +45,11 @@ def conv(
     Maps `[batch, height, width, in]` to `[batch, ⌈height/s⌉, ⌈width/s⌉, features]`.
 
     All sides are padded by dilation · (k // 2) zeros, as in Torch, so that weights move between
-    frameworks. Parameters, float32: 'kernel' `[k, k, in, features]` and, if asked, 'bias'.
+    frameworks. Parameters, float32: 'kernel' `[k, k, in / groups, features]` and, if asked, 'bias'.
 
     Args:
       kernel_size: an odd number; strides, dilation: the same in both directions.
+      groups: each of that many equal parts of the features sees that part of the channels alone.
       dtype: of the computation; None takes that of input and parameters.
       space_to_depth: for 7×7 of stride 2: computes it over blocks of 2×2 pixels.
 
@@ -66,6 +68,7 @@ def conv(
         (strides, strides),
         ((padding, padding), (padding, padding)),
         kernel_dilation=(dilation, dilation),
+        feature_group_count=groups,
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=kernel_init,
@@ -107,6 +110,7 @@ def convolve(
     padding: Any,
     *,
     rhs_dilation: Sequence[int],
+    feature_group_count: int = 1,
     **_: Any,
 ) -> jax.Array:
     """`lax.conv_general_dilated`, with the arguments that `nn.Conv` calls it with for `conv`."""
@@ -117,14 +121,15 @@ def convolve(
         size=kernel.shape[0],
         strides=window_strides[0],
         dilation=rhs_dilation[0],
+        groups=feature_group_count,
     )
 
 
 # The three operations, for every platform: XLA's own, as JAX differentiates it.
-# Parameters: image (height, width) and size of the kernel, strides, dilation.
+# Parameters: image (height, width) and size of the kernel, strides, dilation, groups of channels.
 
 
-def _conv(x, kernel, *, image, size, strides, dilation):
+def _conv(x, kernel, *, image, size, strides, dilation, groups):
     del image
     padding = dilation * (size // 2)
     return lax.conv_general_dilated(
@@ -134,17 +139,19 @@ def _conv(x, kernel, *, image, size, strides, dilation):
         [(padding, padding)] * 2,
         rhs_dilation=(dilation, dilation),
         dimension_numbers=DIMENSION_NUMBERS,
+        feature_group_count=groups,
     )
 
 
 def _input_gradient(dy, kernel, **geometry):
-    x = jax.ShapeDtypeStruct((dy.shape[0], *geometry["image"], kernel.shape[2]), dy.dtype)
+    channels = kernel.shape[2] * geometry["groups"]
+    x = jax.ShapeDtypeStruct((dy.shape[0], *geometry["image"], channels), dy.dtype)
     return jax.linear_transpose(lambda x: _conv(x, kernel, **geometry), x)(dy)[0]
 
 
 def _kernel_gradient(x, dy, **geometry):
-    size = geometry["size"]
-    kernel = jax.ShapeDtypeStruct((size, size, x.shape[3], dy.shape[3]), x.dtype)
+    size, channels = geometry["size"], x.shape[3] // geometry["groups"]
+    kernel = jax.ShapeDtypeStruct((size, size, channels, dy.shape[3]), x.dtype)
     return jax.linear_transpose(lambda kernel: _conv(x, kernel, **geometry), kernel)(dy)[0]
 
 
@@ -152,8 +159,10 @@ def _kernel_gradient(x, dy, **geometry):
 # folding transposes and reversal into the convolution, a form for which it has no fast kernel.
 
 
-def _input_gradient_cpu(dy, kernel, *, image, size, strides, dilation):
-    turned = lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
+def _input_gradient_cpu(dy, kernel, *, image, size, strides, dilation, groups):
+    turned = kernel[::-1, ::-1].reshape(size, size, -1, groups, dy.shape[3] // groups)
+    turned = turned.transpose(0, 1, 4, 3, 2).reshape(size, size, dy.shape[3] // groups, -1)
+    turned = lax.optimization_barrier(turned)
     low = dilation * (size // 2)
     high = [low + n - _span(out, strides) for n, out in zip(image, dy.shape[1:3], strict=True)]
     return lax.conv_general_dilated(
@@ -164,17 +173,21 @@ def _input_gradient_cpu(dy, kernel, *, image, size, strides, dilation):
         lhs_dilation=(strides, strides),
         rhs_dilation=(dilation, dilation),
         dimension_numbers=DIMENSION_NUMBERS,
+        feature_group_count=groups,
     )
 
 
-def _kernel_gradient_cpu(x, dy, *, image, size, strides, dilation):
-    if size == 1:  # a product of matrices
+def _kernel_gradient_cpu(x, dy, *, image, size, strides, dilation, groups):
+    if size == groups == 1:  # a product of matrices
         x = x[:, ::strides, ::strides].reshape(-1, x.shape[3])
         return jnp.tensordot(x, dy.reshape(-1, dy.shape[3]), (0, 0))[None, None]
     low = dilation * (size // 2)
     covered = [_span(out, strides) + dilation * (size - 1) for out in dy.shape[1:3]]
-    # Examples take the place of channels, and dy that of the kernel.
-    x, dy = lax.optimization_barrier((x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)))
+    # Examples take the place of channels, and dy that of the kernel; with groups, the examples of
+    # one group after the other, since XLA:CPU has no fast kernel for groups of examples.
+    x = x.reshape(*x.shape[:3], groups, -1).transpose(4, 1, 2, 3, 0)
+    x = x.reshape(*x.shape[:3], -1)
+    x, dy = lax.optimization_barrier((x, dy.transpose(1, 2, 0, 3)))
     gradient = lax.conv_general_dilated(
         x,
         dy,
@@ -182,6 +195,7 @@ def _kernel_gradient_cpu(x, dy, *, image, size, strides, dilation):
         [(low, c - n - low) for n, c in zip(image, covered, strict=True)],
         rhs_dilation=(strides, strides),
         dimension_numbers=DIMENSION_NUMBERS,
+        feature_group_count=groups,
     )
     return gradient.transpose(1, 2, 0, 3)
 

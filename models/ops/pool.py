@@ -1,4 +1,4 @@
-"""The 3×3 maximum of stride 2 behind the ImageNet stem, as selections."""
+"""The 3×3 maximum of stride 2 behind the ImageNet stem, as selections; the mean of 2×2 pixels."""
 
 import functools
 
@@ -22,6 +22,13 @@ def max_pool_3x3(x: jax.Array, padded: bool = True) -> jax.Array:
         x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0))
     )
     return _largest_of_three(_largest_of_three(x, axis=2), axis=1)
+
+
+def mean_pool_2x2(x: jax.Array) -> jax.Array:
+    """Means of 2×2 pixels, at an odd edge of two: `[b, h, w, c]` → `[b, ⌈h/2⌉, ⌈w/2⌉, c]`."""
+    batch, height, width, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels).mean((2, 4))
 
 
 def _largest_of_three(x, axis):

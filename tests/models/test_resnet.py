@@ -10,6 +10,7 @@ import pytest
 
 import models
 from errors import UserError
+from tests.support.blocks import random_variables
 
 KEY = jax.random.key(0)
 
@@ -79,6 +80,69 @@ def test_cifar_parameter_counts(depth, scan_blocks):
 def test_cifar_networks_of_bottlenecks(depth, preactivation, expected):
     fields = {"stem": "cifar", "width": 16, "depth": depth, "block": "bottleneck"}
     assert count(10, preactivation=preactivation, scan_blocks=True, **fields) == expected
+
+
+@pytest.mark.parametrize(
+    ("depth", "width_per_group", "groups", "expected"),
+    [
+        (50, 128, 1, 68_883_240),  # Wide ResNet-50-2
+        (101, 128, 1, 126_886_696),
+        (50, 4, 32, 25_028_904),  # ResNeXt-50 32×4d
+        (101, 8, 32, 88_791_336),
+    ],
+)
+def test_wide_and_grouped_bottlenecks(depth, width_per_group, groups, expected):
+    fields = {"width_per_group": width_per_group, "groups": groups, "scan_blocks": True}
+    assert count(1000, depth=depth, **fields) == expected
+
+
+def test_the_deep_stem_and_pooled_shortcuts_cost_what_resnet_d_costs():
+    assert count(1000, depth=50, stem="deep", shortcut="D", scan_blocks=True) == 25_576_264
+    assert count(1000, depth=18, stem="deep", shortcut="D") == 11_708_744
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(40, 36), (37, 51)])
+def test_resnet_d_is_three_small_convolutions_and_pooled_projections(size):
+    model = models.create({"depth": 18, "width": 4, "stem": "deep", "shortcut": "D"}, 5)
+    x = jax.random.normal(KEY, (2, *size, 3))
+    variables = random_variables(model, x)
+
+    def layer(x, conv, bn, strides=1, *path):
+        params, stats = variables["params"], variables["batch_stats"]
+        for name in path:
+            params, stats = params[name], stats[name]
+        kernel = params[conv]["kernel"]
+        padding = [(kernel.shape[0] // 2,) * 2] * 2
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (strides,) * 2, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        p, s = (jax.tree.map(np.asarray, layers[bn]) for layers in (params, stats))
+        return (np.asarray(y) - s["mean"]) / np.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"]
+
+    y = x
+    for i, strides in ((1, 2), (2, 1), (3, 1)):
+        y = np.maximum(layer(y, f"stem_conv{i}", f"stem_bn{i}", strides), 0)
+    endpoints = jax.jit(lambda v: model.apply(v, x, train=False)[1])(variables)
+    np.testing.assert_allclose(endpoints["stem"], y, rtol=1e-4, atol=1e-4)
+    before = np.asarray(endpoints["stage1"])
+    height, width = before.shape[1:3]
+    pooled = np.stack(
+        [
+            [before[:, a : a + 2, b : b + 2].mean((1, 2)) for b in range(0, width, 2)]
+            for a in range(0, height, 2)
+        ]
+    ).transpose(2, 0, 1, 3)
+    block = "stage2", "block1"
+    shortcut = layer(pooled, "shortcut_conv", "bn_shortcut", 1, *block)
+    f = np.maximum(layer(before, "conv1", "bn1", 2, *block), 0)
+    f = layer(f, "conv2", "bn2", 1, *block)
+    z = np.maximum(shortcut + f, 0)
+    f = np.maximum(layer(z, "conv1", "bn1", 1, "stage2", "block2"), 0)
+    expected = np.maximum(z + layer(f, "conv2", "bn2", 1, "stage2", "block2"), 0)
+    np.testing.assert_allclose(
+        endpoints["stage2"], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+    )
 
 
 def test_resnet_200_pre_activated():
@@ -183,7 +247,14 @@ def test_bfloat16_keeps_float32_where_it_must():
         ({"depth": 20, "block": "wide"}, "'basic', 'bottleneck'"),
         ({"stem": "imagenet", "depth": 18, "block": "bottleneck"}, "model.block"),
         ({"stem": "imagenet", "depth": 20}, "18, 34, 50, 101, 152"),
-        ({"shortcut": "D"}, "'A', 'B', 'C'"),
+        ({"shortcut": "E"}, "'A', 'B', 'C', 'D'"),
+        ({"groups": 0}, "groups=0"),
+        ({"groups": 2}, "only bottlenecks"),
+        ({"stem": "imagenet", "depth": 50, "width": 8, "width_per_group": 4}, "whole"),
+        ({"stem": "imagenet", "depth": 50, "groups": 2000, "width_per_group": 64}, "at most 4096"),
+        ({"stem": "deep", "depth": 18, "width": 3}, "even number"),
+        ({"stem": "deep", "depth": 18, "shortcut": "D", "output_stride": 8}, "shortcut='D'"),
+        ({"shortcut": "D", "preactivation": True}, "shortcut='D'"),
         ({"width": 0}, "width=0"),
         ({"dtype": "float16"}, "float16"),
         ({"remat": "all"}, "remat"),

@@ -20,6 +20,8 @@ class Case(NamedTuple):
     cifar: bool = False
     downsample_in: str = "3x3"
     stem_pool: str = "padded"
+    width_per_group: int = 64
+    groups: int = 1
 
     @property
     def fields(self):
@@ -31,6 +33,8 @@ class Case(NamedTuple):
             "shortcut": "A" if self.cifar else "B",
             "downsample_in": self.downsample_in,
             "stem_pool": self.stem_pool,
+            "width_per_group": self.width_per_group,
+            "groups": self.groups,
         }
 
 
@@ -39,6 +43,8 @@ CASES = {
     "resnet50": Case(50, 1000, 64, (2, 65, 50, 3)),
     "resnet50_v1": Case(50, 10, 8, (2, 63, 64, 3), downsample_in="1x1"),
     "caffe50": Case(50, 10, 8, (2, 66, 64, 3), downsample_in="1x1", stem_pool="unpadded"),
+    "wide50": Case(50, 10, 8, (2, 63, 64, 3), width_per_group=128),
+    "resnext50": Case(50, 10, 16, (2, 63, 64, 3), width_per_group=4, groups=8),
     "cifar20": Case(20, 10, 16, (2, 31, 32, 3), cifar=True),
 }
 # Running averages compared after one training batch.

@@ -18,8 +18,8 @@ from tests.support import reference_weights
 STAGES = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 
 
-def conv(c_in, c_out, k, stride=1):
-    return nn.Conv2d(c_in, c_out, k, stride, padding=k // 2, bias=False)
+def conv(c_in, c_out, k, stride=1, groups=1):
+    return nn.Conv2d(c_in, c_out, k, stride, padding=k // 2, bias=False, groups=groups)
 
 
 class OptionA(nn.Module):
@@ -32,12 +32,13 @@ class OptionA(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, c_in, c_mid, stride, bottleneck, option_a, stride_in_1x1):
+    def __init__(self, c_in, c_mid, stride, bottleneck, option_a, stride_in_1x1, inner, groups):
         super().__init__()
         c_out = 4 * c_mid if bottleneck else c_mid
         if bottleneck:
             first, second = (stride, 1) if stride_in_1x1 else (1, stride)
-            shapes = [(c_in, c_mid, 1, first), (c_mid, c_mid, 3, second), (c_mid, c_out, 1, 1)]
+            middle = (inner, inner, 3, second, groups)
+            shapes = [(c_in, inner, 1, first), middle, (inner, c_out, 1, 1)]
         else:
             shapes = [(c_in, c_mid, 3, stride), (c_mid, c_out, 3, 1)]
         self.count = len(shapes)
@@ -61,7 +62,15 @@ class ResNet(nn.Module):
     """`depth` 18 or 50 with the ImageNet stem, or 6n+2 with `cifar=True` (option A)."""
 
     def __init__(
-        self, depth, classes, width=64, cifar=False, stride_in_1x1=False, caffe_pool=False
+        self,
+        depth,
+        classes,
+        width=64,
+        cifar=False,
+        stride_in_1x1=False,
+        caffe_pool=False,
+        width_per_group=64,
+        groups=1,
     ):
         super().__init__()
         self.cifar = cifar
@@ -74,8 +83,11 @@ class ResNet(nn.Module):
             blocks = []
             for b in range(size):
                 stride = 2 if s and not b else 1
-                block = Block(c_in, width * 2**s, stride, depth == 50, cifar, stride_in_1x1)
-                c_in = width * 2**s * (4 if depth == 50 else 1)
+                mid = width * 2**s
+                inner = int(mid * width_per_group / 64) * groups
+                form = (depth == 50, cifar, stride_in_1x1, inner, groups)
+                block = Block(c_in, mid, stride, *form)
+                c_in = mid * (4 if depth == 50 else 1)
                 blocks.append(block)
             self.add_module(f"layer{s + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(c_in, classes)
@@ -100,6 +112,8 @@ def build(case):
         case.cifar,
         stride_in_1x1=case.downsample_in == "1x1",
         caffe_pool=case.stem_pool == "unpadded",
+        width_per_group=case.width_per_group,
+        groups=case.groups,
     ).eval()
     shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     weights = reference_weights.make(shapes)

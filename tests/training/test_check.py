@@ -26,7 +26,7 @@ def config_with(recipe, field, value):
         ("keep_checkpoints", 0),
         ("steps_per_dispatch", 0),
         ("model.depth", 21),
-        ("model.shortcut", "D"),
+        ("model.shortcut", "E"),
         ("optim.schedule", "exponential"),
         ("optim.momentum_form", "caffe"),
         ("optim.learning_rate", math.nan),

@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 from errors import UserError
 from models.ops.conv import conv, conv_7x7_of_blocks
 
-# (kernel, strides, dilation, (height, width), (in, out)): the sizes reach 1×1 maps under 7×7
-# kernels and images smaller than the padding; few and many channels, more of either than the other.
+# (kernel, strides, dilation, (height, width), (in, out), groups if any): the sizes reach 1×1 maps
+# under 7×7 kernels and images smaller than the padding; few and many channels, more of either than
+# the other.
 CASES = [
     (1, 1, 1, (5, 6), (3, 4)),
     (1, 2, 1, (5, 6), (3, 4)),
@@ -39,10 +40,17 @@ CASES = [
     (7, 2, 1, (8, 9), (3, 4)),
     (7, 2, 1, (1, 1), (3, 4)),
     (7, 1, 2, (3, 5), (2, 3)),
+    (3, 1, 1, (5, 6), (8, 12), 4),
+    (3, 2, 1, (7, 6), (6, 6), 3),
+    (3, 1, 2, (5, 6), (6, 6), 6),
+    (3, 2, 1, (1, 2), (4, 8), 2),
+    (1, 2, 1, (5, 6), (4, 8), 2),
+    (7, 2, 1, (8, 9), (4, 6), 2),
 ]
+GROUPED = [case for case in CASES if len(case) == 6]
 
 
-def reference(x, kernel, strides=1, dilation=1):
+def reference(x, kernel, strides=1, dilation=1, groups=1):
     """XLA's own convolution with torch's padding, differentiated by JAX."""
     pad = dilation * (kernel.shape[0] // 2)
     return lax.conv_general_dilated(
@@ -52,24 +60,31 @@ def reference(x, kernel, strides=1, dilation=1):
         ((pad, pad), (pad, pad)),
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
 
 
-def operation(strides=1, dilation=1):
+def geometry(case):
+    _, strides, dilation, _, _, *groups = case
+    return strides, dilation, *groups
+
+
+def operation(strides=1, dilation=1, groups=1):
     """The module's own computation as a function of x and kernel."""
 
     def run(x, kernel):
-        module = conv(kernel.shape[3], kernel.shape[0], strides, dilation, dtype=x.dtype)
+        module = conv(kernel.shape[3], kernel.shape[0], strides, dilation, groups, dtype=x.dtype)
         return module.apply({"params": {"kernel": kernel}}, x)
 
     return run
 
 
 def arrays(case, dtype=np.float32):
-    kernel, _, _, size, (channels, features) = case
+    kernel, _, _, size, (channels, features), *groups = case
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, *size, channels)).astype(dtype)
-    weights = rng.standard_normal((kernel, kernel, channels, features)).astype(dtype)
+    inputs = channels // (groups or [1])[0]
+    weights = rng.standard_normal((kernel, kernel, inputs, features)).astype(dtype)
     return jnp.asarray(x), jnp.asarray(weights)
 
 
@@ -89,22 +104,19 @@ def assert_agree(got, expected, tolerance=1e-5):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_value_and_both_gradients_are_those_of_xlas_convolution(case):
-    _, strides, dilation, _, _ = case
-
     @jax.jit
     def both(x, kernel):
-        ours = value_and_gradients(operation(strides, dilation), x, kernel)
-        theirs = value_and_gradients(lambda *a: reference(*a, strides, dilation), x, kernel)
+        ours = value_and_gradients(operation(*geometry(case)), x, kernel)
+        theirs = value_and_gradients(lambda *a: reference(*a, *geometry(case)), x, kernel)
         return ours, theirs
 
     assert_agree(*both(*arrays(case)))
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[6], CASES[14]], ids=str)
+@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[6], CASES[14], GROUPED[0]], ids=str)
 def test_bfloat16_is_as_near_to_float32_as_xlas(case):
-    _, strides, dilation, _, _ = case
-    exact = value_and_gradients(lambda *a: reference(*a, strides, dilation), *arrays(case))
-    got = value_and_gradients(operation(strides, dilation), *arrays(case, jnp.bfloat16))
+    exact = value_and_gradients(lambda *a: reference(*a, *geometry(case)), *arrays(case))
+    got = value_and_gradients(operation(*geometry(case)), *arrays(case, jnp.bfloat16))
     assert all(a.dtype == jnp.bfloat16 for a in got)
     assert_agree([a.astype(jnp.float32) for a in got], exact, tolerance=2e-2)
 
@@ -118,31 +130,36 @@ def test_blocks_of_pixels_give_the_stems_value_and_gradients(size):
     )
 
 
-def test_scanned_gradients_are_those_of_the_unrolled_blocks():
+@pytest.mark.parametrize("groups", [1, 2])
+def test_scanned_gradients_are_those_of_the_unrolled_blocks(groups):
     rng = np.random.default_rng(0)
-    kernels = jnp.asarray(rng.standard_normal((3, 3, 3, 4, 4)) / 6, jnp.float32)
+    kernels = jnp.asarray(rng.standard_normal((3, 3, 3, 4 // groups, 4)) / 6, jnp.float32)
     x = jnp.asarray(rng.standard_normal((2, 5, 5, 4)), jnp.float32)
 
+    ours = operation(groups=groups)
+
     def scanned(kernels):
-        y, _ = lax.scan(lambda x, k: (jnp.tanh(operation()(x, k)), None), x, kernels)
+        y, _ = lax.scan(lambda x, k: (jnp.tanh(ours(x, k)), None), x, kernels)
         return jnp.sum(y**2)
 
     def unrolled(kernels):
         y = x
         for kernel in kernels:
-            y = jnp.tanh(reference(y, kernel))
+            y = jnp.tanh(reference(y, kernel, groups=groups))
         return jnp.sum(y**2)
 
     assert_agree([jax.jit(jax.grad(scanned))(kernels)], [jax.jit(jax.grad(unrolled))(kernels)])
 
 
-def test_no_convolution_is_left_to_the_loop_in_a_transposed_form():
+@pytest.mark.parametrize("groups", [1, 4])
+def test_no_convolution_is_left_to_the_loop_in_a_transposed_form(groups):
     """XLA:CPU does not rewrite convolutions inside loops; its fast kernels take only this form."""
-    kernels = jnp.ones((3, 3, 3, 8, 8))
+    kernels = jnp.ones((3, 3, 3, 8 // groups, 8))
+    ours = operation(groups=groups)
 
     def loss(kernels):
         x = jnp.ones((2, 5, 5, 8))
-        return lax.scan(lambda x, k: (operation()(x, k), None), x, kernels)[0].sum()
+        return lax.scan(lambda x, k: (ours(x, k), None), x, kernels)[0].sum()
 
     compiled = jax.jit(jax.grad(loss)).lower(kernels).compile().as_text()
     # The operation with its attributes, without names of files, which may contain anything.
@@ -151,7 +168,7 @@ def test_no_convolution_is_left_to_the_loop_in_a_transposed_form():
     assert convolutions
     for line in convolutions:
         assert re.search(r"dim_labels=b01f_01io->b01f\b", line)
-        assert not re.search(r"\brhs_reversal=", line)
+        assert not re.search(r"\b(rhs_reversal|batch_group_count)=", line)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
@@ -175,8 +192,9 @@ def test_gradients_under_shard_map(check_vma):
     assert_agree([sharded(x, kernel)], [gradient(reference, x, kernel)])
 
 
-def test_gradients_under_vmap_and_remat():
-    x, kernel = arrays(CASES[4])
+@pytest.mark.parametrize("case", [CASES[4], GROUPED[1]], ids=str)
+def test_gradients_under_vmap_and_remat(case):
+    x, kernel = arrays(case)
     kernels = jnp.stack([kernel, 2 * kernel])
     xs = jnp.stack([x, 1 - x])
 
@@ -184,15 +202,14 @@ def test_gradients_under_vmap_and_remat():
         both = jax.grad(lambda x, k: jnp.sum(jnp.sin(f(x, k))), (0, 1))
         return [*jax.vmap(both, (None, 0))(x, kernels), *jax.vmap(both, (0, 0))(xs, kernels)]
 
-    expected = gradients(reference)
-    ours = operation()
+    expected = gradients(lambda *a: reference(*a, *geometry(case)))
+    ours = operation(*geometry(case))
     assert_agree(gradients(ours), expected)
     assert_agree(gradients(jax.checkpoint(ours)), expected)
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[16]], ids=str)
+@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[16], GROUPED[1]], ids=str)
 def test_derivatives_of_any_order_and_mode_are_xlas(case):
-    _, strides, dilation, _, _ = case
     x, kernel = arrays(case)
     tangents = jnp.cos(x), jnp.cos(kernel)
 
@@ -204,14 +221,14 @@ def test_derivatives_of_any_order_and_mode_are_xlas(case):
         hessian = jax.hessian(lambda k: jnp.sum(jnp.sin(f(x, k))))(kernel)
         return [linear, *forward_over_reverse, *pull(tangents), hessian]
 
-    ours = jax.jit(lambda: derivatives(operation(strides, dilation)))()
-    assert_agree(ours, jax.jit(lambda: derivatives(lambda *a: reference(*a, strides, dilation)))())
+    ours = jax.jit(lambda: derivatives(operation(*geometry(case))))()
+    expected = jax.jit(lambda: derivatives(lambda *a: reference(*a, *geometry(case))))()
+    assert_agree(ours, expected)
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[15]], ids=str)
+@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[15], GROUPED[0]], ids=str)
 def test_gpu_and_tpu_get_xlas_own_convolution_and_its_transposes(case, platform):
-    _, strides, dilation, _, _ = case
     x, kernel = arrays(case)
 
     def operations(f):
@@ -219,9 +236,9 @@ def test_gpu_and_tpu_get_xlas_own_convolution_and_its_transposes(case, platform)
         text = run.lower(lowering_platforms=(platform,)).as_text()
         return collections.Counter(re.findall(r"\bstablehlo\.\w+", text))
 
-    ours = operations(operation(strides, dilation))
+    ours = operations(operation(*geometry(case)))
     assert ours["stablehlo.convolution"] == 3
-    assert ours == operations(lambda *a: reference(*a, strides, dilation))
+    assert ours == operations(lambda *a: reference(*a, *geometry(case)))
 
 
 def test_a_kernel_that_has_no_centre_is_refused():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.ops.pool import max_pool_3x3
+from models.ops.pool import max_pool_3x3, mean_pool_2x2
 
 SHAPES = [(2, 8, 9, 3), (1, 1, 1, 2), (2, 2, 3, 1), (1, 7, 7, 2), (2, 16, 5, 4)]
 
@@ -76,3 +76,12 @@ def test_forward_mode_and_second_derivatives_are_xlas():
 def test_a_nan_anywhere_in_a_window_passes_through(row, column):
     x = jnp.ones((1, 3, 3, 1)).at[0, row, column, 0].set(jnp.nan)
     assert jnp.isnan(max_pool_3x3(x, padded=False)).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_mean_of_2x2_pixels_leaves_out_what_lies_beyond_the_edge(shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    _, height, width, _ = shape
+    padding = ((0, height % 2), (0, width % 2))
+    expected = nn.avg_pool(x, (2, 2), (2, 2), padding, count_include_pad=False)
+    np.testing.assert_allclose(mean_pool_2x2(x), expected, rtol=1e-6, atol=1e-6)
