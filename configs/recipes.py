@@ -112,7 +112,7 @@ def digits(arg: str = "", default: str = "resnet20") -> ConfigDict:
         return config
     scale_schedule(config, 600 / config.num_steps)
     config.update(log_every=20, eval_every=100, checkpoint_every=100)
-    config.eval.batch_size = 300
+    config.eval.update(batch_size=300, training_images=True)
     if not {"paper", "goyal"} & set(tokens):
         config.update(batch_size=64, num_steps=1_300)
         config.optim.update(

@@ -65,7 +65,8 @@ def tables(
     rows = []
     for name in names:
         mine, paper = summary.get(name), PAPER.get(name.partition(",")[0])
-        train, loss = (result.ours(mine[key]) if mine else None for key in ("train", "loss"))
+        train = result.ours(mine["train"]) if mine else None
+        loss = result.ours(mine["loss"], digits=4) if mine else None
         gap = result.difference(mine, paper) if same_data else None
         rows.append([name, train, loss, result.ours(mine), paper, gap])
     columns = ["network", "training error (%)", "training loss", "test error (%)"]
@@ -100,7 +101,7 @@ def depth_tables(
                 worse = [sum(gap > 0 for gap in values) for values in gaps[:2]]
                 rows.append(
                     [f"{FAMILIES[family]}{suffix}", f"{shallow} → {depth}"]
-                    + [f"{100 * error:+.2f}", f"{loss:+.3f}", f"{100 * test:+.2f}"]
+                    + [f"{100 * error:+.2f}", f"{loss:+.4f}", f"{100 * test:+.2f}"]
                     + [f"{number} of {len(pairs)}" for number in worse]
                 )
     columns = ["family", "depth", "training error (points)", "training loss", "test error (points)"]
@@ -132,7 +133,7 @@ def draw(runs: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
     """Draws `<args.out>/<args.name>.svg`; returns its name.
 
     A row for every rate. In it a panel of curves for every family, and where there are several
-    depths, the clean training error at the end over the depths.
+    depths, the clean training loss at the end over the depths.
     """
     families = [f for f in FAMILIES if any(run["name"].startswith(f) for run in runs)]
     suffixes = experiment.suffixes(args)
@@ -154,4 +155,6 @@ def draw(runs: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
         if columns > len(families):
             words = {FAMILIES[family]: names for family, names in networks.items()}
             plots.over_depths(row[-1], runs, words, args.depths, f"at the end{suffix}")
+    bold = "held-out images" if args.validation_size else "test"
+    plots.legend(figure, [f"{depth} layers" for depth in args.depths], bold)
     return plots.save(figure, args.out, args.name)

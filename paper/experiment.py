@@ -144,7 +144,7 @@ def configure(
         config.model.shortcut = FIELDS["model.shortcut"].default  # it has none: one run, one name
     if rate is not None:
         if rate != config.optim.learning_rate:
-            notes.append(f"learning rate {rate} instead of {config.optim.learning_rate}")
+            notes.append(f"at learning rate {rate:g}; the recipe's is {config.optim.learning_rate}")
         config.optim.learning_rate = rate
     if args.validation_size:
         config.data.validation_size = args.validation_size

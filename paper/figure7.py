@@ -57,11 +57,10 @@ def responses(workdir: str, images: int = IMAGES) -> dict[str, Any]:
             "figure 7 compares networks of the original form (model.variant='none')."
         )
     batches = open_data(run.config, make_mesh(jax.devices()[:1])).evaluation("test")
-    step = jax.jit(functools.partial(_moments, run.model))
     sums, seen = None, 0
     for batch in batches:
         valid = batch["valid"] & (np.cumsum(batch["valid"]) <= images - seen)
-        part = step(run.variables, run.facts.normalization, batch["image"], valid)
+        part = _moments(run.model, run.variables, run.facts.normalization, batch["image"], valid)
         part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
         sums = part if sums is None else jax.tree.map(np.add, sums, part)
         seen += int(valid.sum())
@@ -77,6 +76,7 @@ def responses(workdir: str, images: int = IMAGES) -> dict[str, Any]:
     }
 
 
+@functools.partial(jax.jit, static_argnums=0)  # one program for all seeds
 def _moments(model, variables, normalization, images, valid):
     """Count, sum and sum of squares of each 3×3 layer's response over the valid images."""
     # An OrderedDict keeps the order of the layers through jit, where a dictionary is sorted.

@@ -11,8 +11,9 @@ COLOURS = ("#c8a000", "#00a0c8", "#c03030", "#303030", "#7a3fa0", "#2e8b57")
 CAPTION = (
     "Curves are means over seeds. Thin dashed: error on the augmented training batches since the "
     "point before, in training mode. Bold: error on the images of the curve that the header names "
-    "(one run each: faint). Crosses: error on the training images after the last step, not "
-    "augmented, in evaluation mode; this is the training error of the tables."
+    "(faint: one run each). Crosses: error on the training images after the last step, not "
+    "augmented, in evaluation mode; this is the training error of the tables. Last panel: "
+    "the loss on the same images, on a logarithmic axis."
 )
 GREY = "#777777"
 
@@ -37,12 +38,12 @@ def mean_curve(runs: Sequence[dict[str, Any]], split: str) -> list[tuple[int, fl
 def error_curves(
     axis: Any, runs: Sequence[dict[str, Any]], names: Sequence[str], title: str
 ) -> None:
-    """Draws the curves of `names` as CAPTION says, with a legend that says it too.
+    """Draws the curves of `names` as CAPTION and the legend of `legend` say.
 
     Args:
       axis: matplotlib axes.
       runs: as `experiment.train_grid` returns them.
-      names: in the order of their colours; what follows a comma is not in the legend.
+      names: in the order of their colours.
       title: of the panel.
     """
     for colour, name in zip(itertools.cycle(COLOURS), names, strict=False):
@@ -58,15 +59,30 @@ def error_curves(
                 clean = 100 * run["training"]["top1_error"]
                 axis.plot(points[-1][0], clean, "x", color=colour, ms=6, clip_on=False, zorder=3)
         if bold:
-            label = name.partition(",")[0]
-            axis.plot(*zip(*bold, strict=True), color=colour, lw=2.4, label=label)
-    axis.plot([], [], color=GREY, lw=0.8, ls="--", label="training batches (augmented)")
-    axis.plot([], [], color=GREY, lw=2.4, label="test")
-    axis.plot([], [], "x", color=GREY, label="training images (clean), end")
+            axis.plot(*zip(*bold, strict=True), color=colour, lw=2.4)
     axis.set(xlabel="step", ylabel="error (%)", title=title)
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.25)
-    axis.legend(fontsize="x-small")
+
+
+def legend(figure: Any, labels: Sequence[str], bold: str) -> None:
+    """One legend for the panels of `error_curves`, below them: colours, and kinds of lines.
+
+    Args:
+      figure: of matplotlib, with the constrained layout.
+      labels: of the colours.
+      bold: what the bold curves are of, e.g. 'test'.
+    """
+    from matplotlib.lines import Line2D  # slow to import
+
+    colours = zip(itertools.cycle(COLOURS), labels, strict=False)
+    handles = [Line2D([], [], color=colour, lw=4, label=label) for colour, label in colours]
+    handles += [
+        Line2D([], [], color=GREY, lw=2.4, label=f"{bold} (mean; faint: one run)"),
+        Line2D([], [], color=GREY, lw=0.8, ls="--", label="training batches, augmented"),
+        Line2D([], [], color=GREY, ls="", marker="x", label="training images as they are, one run"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(labels) + 3, fontsize=9)
 
 
 def over_depths(
@@ -76,7 +92,7 @@ def over_depths(
     depths: Sequence[int],
     title: str,
 ) -> None:
-    """Draws the clean training error at the end over depths: a cross a run, a line of the means.
+    """Draws the clean training loss at the end over depths: a cross a run, a line of the means.
 
     Args:
       axis: matplotlib axes.
@@ -85,17 +101,16 @@ def over_depths(
       depths: of the networks.
       title: of the panel.
     """
-    for colour, (family, names) in zip(COLOURS[2:], families.items(), strict=False):
+    for colour, (family, names) in zip(COLOURS[4:], families.items(), strict=False):
         means = []
         for depth, name in zip(depths, names, strict=True):
-            errors = [100 * r["training"]["top1_error"] for r in runs if r["name"] == name]
-            axis.plot([depth] * len(errors), errors, "x", color=colour, ms=5, alpha=0.7)
-            means.append(sum(errors) / len(errors))
+            losses = [run["training"]["loss"] for run in runs if run["name"] == name]
+            axis.plot([depth] * len(losses), losses, "x", color=colour, ms=5, alpha=0.7)
+            means.append(sum(losses) / len(losses))
         axis.plot(depths, means, color=colour, lw=2, label=f"{family}, mean")
     axis.plot([], [], "x", color=GREY, label="one run")
-    axis.set_yscale("symlog", linthresh=1)  # errors of 0 are among them
-    axis.set(xlabel="layers", ylabel="error on the training images (%)", title=title)
+    axis.set_yscale("log")
+    axis.set(xlabel="layers", ylabel="loss on the training images (nats)", title=title)
     axis.set_xticks(depths, map(str, depths))
-    axis.set_ylim(0, 100)
     axis.grid(alpha=0.25)
     axis.legend(fontsize="x-small")

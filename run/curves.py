@@ -1,19 +1,25 @@
 """The plot of a run's curves."""
 
 from run import plotting
-from run.logs import read_lines
+from run.logs import TRAINING_IMAGES, read_lines
 from run.workdir import Workdir
 
 
 def plot_curves(workdir: Workdir) -> None:
     """Draws top-1 error and loss over steps from metrics.jsonl into `curves.png`.
 
-    As in the paper's figures, thin lines are training and bold lines are held-out images.
+    As in the paper's figures, thin lines are training and bold lines are held-out images. Training
+    batches are drawn as they were trained on, and the legend says what was done to them.
     """
-    lines = read_lines(workdir.metrics)
+    lines, augment = read_lines(workdir.metrics), workdir.read_config().augment
+    treated = {"augmented": augment.kind != "none", "mixed": augment.mixup or augment.cutmix}
+    words = " and ".join(word for word, was in treated.items() if was)
+    labels = {"train": f"training batches{words and f', {words}'}"}
+    labels[TRAINING_IMAGES] = "training images as they are"
     figure, axes = plotting.pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")
     panels = (("top1_error", "top-1 error (%)", 100), ("loss", "cross-entropy", 1))
     styles = {"train": ("C0", 1), "validation": ("C1", 2.5), "test": ("C3", 2.5)}
+    styles[TRAINING_IMAGES] = ("C0", 2.5)
     for axis, (name, title, unit) in zip(axes, panels, strict=True):
         for split, (colour, width) in styles.items():
             points = [
@@ -22,8 +28,8 @@ def plot_curves(workdir: Workdir) -> None:
                 if line.get("split") == split and name in line
             ]
             if points:
-                marker = "o" if len(points) == 1 else None
-                axis.plot(*zip(*points, strict=True), colour, lw=width, marker=marker, label=split)
+                marker, label = "o" if len(points) == 1 else None, labels.get(split, split)
+                axis.plot(*zip(*points, strict=True), colour, lw=width, marker=marker, label=label)
         axis.set(xlabel="step", ylabel=title)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)

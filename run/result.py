@@ -165,13 +165,12 @@ def cell(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def ours(summary: Mapping[str, Any] | None) -> str:
+def ours(summary: Mapping[str, Any] | None, digits: int = 2) -> str:
     """'8.75 ± 0.12' over seeds, '8.75' for one run, 'not run' for None."""
     if summary is None:
         return NOT_RUN
-    if summary["std"] is None:
-        return f"{summary['mean']:.2f}"
-    return f"{summary['mean']:.2f} ± {summary['std']:.2f}"
+    values = [summary["mean"]] + ([] if summary["std"] is None else [summary["std"]])
+    return " ± ".join(f"{value:.{digits}f}" for value in values)
 
 
 def difference(summary: Mapping[str, Any] | None, paper: Any) -> str | None:

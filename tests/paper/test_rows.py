@@ -22,8 +22,16 @@ def test_what_depth_adds():
     runs += [run_of("plain20", 9, 1, 4), run_of("plain56", 9, 1, 4), run_of("resnet20", 8, 1, 2)]
     [table] = degradation.depth_tables(runs, [56, 20])
     assert table["rows"] == [
-        ["plain", "20 → 56", "+2.50", "+0.250", "+2.00", "1 of 2", "1 of 2"],
-        ["residual", "20 → 56", "-1.00", "-0.100", "-1.00", "0 of 1", "0 of 1"],  # one seed of both
+        ["plain", "20 → 56", "+2.50", "+0.2500", "+2.00", "1 of 2", "1 of 2"],
+        [
+            "residual",
+            "20 → 56",
+            "-1.00",
+            "-0.1000",
+            "-1.00",
+            "0 of 1",
+            "0 of 1",
+        ],  # one seed of both
     ]
     assert degradation.depth_tables(runs, [20]) == []
     names = ["plain20", "resnet20"]
@@ -31,7 +39,7 @@ def test_what_depth_adds():
     assert on_cifar["rows"][1][-2:] == [8.75, "-0.75"]  # resnet20: 8 − 8.75
     [elsewhere] = degradation.tables(names, experiment.summarise(runs), same_data=False)
     assert "difference" not in elsewhere["columns"]
-    assert elsewhere["rows"][0][1:3] == ["3.50 ± 0.71", "0.35 ± 0.07"]
+    assert elsewhere["rows"][0][1:3] == ["3.50 ± 0.71", "0.3500 ± 0.0707"]
 
 
 def test_rates_are_told_apart():
