@@ -1,5 +1,7 @@
 """What the tables say of given runs: nothing is trained here."""
 
+import importlib
+
 import pytest
 
 import models
@@ -112,6 +114,26 @@ def test_table3_trains_every_option(monkeypatch, tmp_path):
     assert rows["resnet20B"][1:4] == ["1.00", "10.00", "5.00"]
     assert rows["resnet34B"][1:] == ["not run", "not run", "not run", 24.52, 7.46]
     assert [e.name for e in table3.entries([34, 50, 101])][-2:] == ["resnet50", "resnet101"]
+
+
+@pytest.mark.parametrize("name", ["figure4", "table2"])
+def test_figure4_says_its_data_its_training_error_and_its_command(monkeypatch, tmp_path, name):
+    def trained(args, entries):
+        return [run_of(entry.name, 10, train_error=3) for entry in entries], []
+
+    monkeypatch.setattr(experiment, "train_grid", trained)
+    argv = ["--dataset=digits", f"--out={tmp_path}"]
+    content = published(importlib.import_module(f"paper.{name}"), argv)
+    assert content["title"] == "Figure 4 and table 2: plain and residual networks on digits"
+    assert content["header"]["command"].startswith(f"python -m paper.{name} --dataset=digits")
+    first = dict(zip(content["tables"][0]["columns"], content["tables"][0]["rows"][0], strict=True))
+    assert (first["network"], first["training error (%)"]) == ("plain20", "3.00")
+    assert first["top-1 test error (%)"] == "10.00"
+    assert "difference" not in first
+    drawn = (tmp_path / f"{name}.svg").read_text()
+    for words in ("training batches, augmented", "training images as they are", "test (mean"):
+        assert words in drawn
+    assert any("Thin dashed" in remark for remark in content["remarks"])
 
 
 def test_counts_are_the_published_ones():
