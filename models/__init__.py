@@ -8,9 +8,10 @@ from typing import Any
 
 from errors import UserError
 from models.identity_mappings import VARIANTS
+from models.initial import init
 from models.resnet import BLOCKS, STEMS, ResNet, architecture
 
-__all__ = ["CHOICES", "check", "create"]
+__all__ = ["CHOICES", "check", "create", "init"]
 
 CHOICES = {
     "block": ("", *BLOCKS),

@@ -17,6 +17,7 @@ from errors import UserError
 from models.block import BasicBlock, BottleneckBlock, ResidualBlock
 from models.block_spec import BlockSpec
 from models.identity_mappings import block_class
+from models.initial import HEAD_DEVIATION
 from models.ops.conv import conv
 from models.ops.norm import batch_norm
 from models.ops.pool import max_pool_3x3
@@ -52,7 +53,6 @@ STEMS = {
     "deep": ((0.5, 3, 2), (0.5, 3, 1), (1.0, 3, 1)),
 }
 MAX_CIFAR_BLOCKS = 2000  # in a stage
-HEAD_INIT = nn.initializers.normal(0.01)  # Goyal et al., section 5.1; the paper does not say.
 
 
 def architecture(stem: str, depth: int, block: str = "") -> Architecture:
@@ -193,7 +193,9 @@ class ResNet(nn.Module):
 
         x = x.astype(jnp.float32)
         pooled = x.mean((1, 2))
-        head = nn.Dense(self.num_classes, kernel_init=HEAD_INIT, name="head")
+        head = nn.Dense(
+            self.num_classes, kernel_init=nn.initializers.normal(HEAD_DEVIATION), name="head"
+        )
         logits = head(pooled)
         return logits, endpoints | {"pooled": pooled, "logits_map": head(x)}
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ ALLOWED = {  # room → rooms that it may import; `errors` may be imported by al
     "input_pipeline": {"data", "run"},
     "evaluate": {"input_pipeline", "data", "run", "testing", "training"},
     "train": {"input_pipeline", "evaluate", "models", "data", "run", "training"},
+    "residual_networks": {"models", "weights", "data"},
     "predict": {"models", "data", "run", "testing"},
     "export": {"run", "testing", "weights"},
     "prepare_data": {"data", "run"},
@@ -84,6 +86,7 @@ def floors(graph):
 FILES = python_files(ROOT)
 HOUSE = [path for path in FILES if room_of(ROOT, path) != "tests"]
 CORE = [path for path in HOUSE if room_of(ROOT, path) not in PROGRAMS]
+GRAPH = import_graph(ROOT)
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 house_file = pytest.mark.parametrize("path", HOUSE, ids=lambda path: str(path.relative_to(ROOT)))
 core_file = pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
@@ -132,7 +135,7 @@ def test_arrows_go_down(path):
 
 
 def test_no_two_files_import_each_other():
-    graph = import_graph(ROOT)
+    graph = GRAPH
     assert len(graph) == len(FILES)
     assert graph["main"] >= {"train", "evaluate"}  # also what a function imports
     assert "data.resident" in graph["input_pipeline"]
@@ -192,6 +195,21 @@ def test_a_circle_added_to_this_house_is_found(tmp_path, file, line):
         handle.write(f"\n{line}\n")
     found = circle(import_graph(tmp_path))
     assert module_name(tmp_path, tmp_path / file) in found
+
+
+WHEEL = runpy.run_path(str(ROOT / ".ci" / "wheel.py"))
+LIBRARY = sorted(WHEEL["library"](ROOT))
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=str)
+def test_the_package_imports_nothing_but_itself(path):
+    """What `pip install` takes of the house: it, and nothing else of the house, is imported."""
+    inside = {module_name(ROOT, ROOT / other) for other in LIBRARY}
+    tree = tree_of(ROOT / path)
+    assert GRAPH[module_name(ROOT, ROOT / path)] <= inside
+    top = {name.partition(".")[0] for name in imports("", False, tree)} & set(ALLOWED)
+    again = ast.parse(WHEEL["packaged"]((ROOT / path).read_text(encoding="utf-8")))
+    assert not {name.partition(".")[0] for name in imports("", False, again)} & top
 
 
 # ---- One owner

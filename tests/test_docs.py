@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import ilsvrc
 from tests.support.forked_commands import ForkedCommands
+from tests.support.markdown import code_blocks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,16 +66,12 @@ NAMES = {  # in the documentation: here
 }
 
 
-def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.S | re.M)
-
-
 def commands():
     """Every command of every bash block, each once, in plain words."""
     lines = [
         line
         for page in PAGES
-        for block in blocks(page, "bash")
+        for block in code_blocks(page, "bash")
         for line in block.replace("\\\n", "").splitlines()
     ]
     split = [shlex.join(shlex.split(line, comments=True)).split(" '&&' ") for line in lines]
@@ -156,12 +153,14 @@ def test_command_works(command, run, tmp):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if code_blocks(p, "python")], ids=lambda p: p.name
+)
 def test_python_blocks_work(page, run, tmp):
-    for block in blocks(page, "python"):
+    for block in code_blocks(page, "python"):
         code = block.replace('"depth": 50', '"depth": 18, "width": 4').replace("=1000", "=3")
         code = code.replace("resnet50.safetensors", f"{tmp}/weights.safetensors")
-        (tmp / "block.py").write_text(re.sub(r"\(1, \d+, \d+, 3\)", "(1, 32, 32, 3)", code))
+        (tmp / "block.py").write_text(re.sub(r"\((\d), \d+, \d+, 3\)", r"(\1, 32, 32, 3)", code))
         run(str(tmp / "block.py"))
 
 

@@ -6,6 +6,7 @@ which a CPU is given in that form and every other platform as XLA's own. Each is
 arguments, and their derivatives are one another, to any order.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +26,11 @@ DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 # and of Torch's MSRinit for ResNets. It keeps the variance of the gradient; over the fan-in the
 # first layers would start with another scale than the one the published recipes were tuned for.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def he_deviation(shape: Sequence[int]) -> float:
+    """Standard deviation of `he_normal_fan_out` for a kernel `[…, k, k, in, features]`."""
+    return math.sqrt(2 / (shape[-4] * shape[-3] * shape[-1]))
 
 
 def conv(

@@ -1,4 +1,11 @@
-"""Reading the tables of a report, so that a test asks for one fact and not for a line of text."""
+"""Reading Markdown: the tables of a report, so that a test asks for one fact; a page's code."""
+
+import re
+
+
+def code_blocks(page, language):
+    """The fenced blocks of a file that name a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.S | re.M)
 
 
 def tables(lines):
