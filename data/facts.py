@@ -55,12 +55,13 @@ class Facts(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """The facts for JSON; `from_dict` is the inverse."""
-        return {
-            **self._asdict(),
+        return {  # what says most of a change first
+            "dataset": self.dataset,
             "label_names": list(self.label_names),
+            "num_train": self.num_train,
+            "splits": {name: listing._asdict() for name, listing in self.splits.items()},
             "image_shape": list(self.image_shape),
             "normalization": self.normalization.to_dict(),
-            "splits": {name: listing._asdict() for name, listing in self.splits.items()},
         }
 
     @classmethod

@@ -72,7 +72,7 @@ class Streamed:
     def listing(self, split: str) -> Listing:
         """What lies in 'train', 'validation' or 'test'; no image is read."""
         source, (name, _) = self.source(split), split_of(self._config, split)
-        return Listing(name, len(source), source.digest)
+        return Listing(name, len(source), source.digest if len(source) else "")
 
     def feed(self, start_step: int) -> Feed:
         """Batches from `start_step` on, two transfers ahead."""

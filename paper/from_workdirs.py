@@ -1,6 +1,7 @@
 """What tables 4 and 5 share: testing given workdirs with a protocol, each only once."""
 
 import argparse
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from run import command, result
 from run.workdir import Workdir
 from testing import opened_run
 
+LOG = logging.getLogger("residual")
 PAPER_SCALES = (224, 256, 384, 480, 640)
 
 
@@ -86,11 +88,22 @@ def tested(
     """
     runs = [opened_run.load(folder) for folder in (workdir, *config.eval.ensemble)]
     question = evaluate.question(config, runs)
-    last = result.read(workdir, Workdir(workdir).evaluation.stem)
+    last = _last(Workdir(workdir))
     for one in (*known, *([last] if last else [])):
         if all(one.get(key) == value for key, value in question.items()):
             return one
     return evaluate.run(config, workdir)
+
+
+def _last(folder):
+    """What the workdir's last test found; None when there is none, or a damaged one."""
+    try:
+        return folder.read(folder.evaluation)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        LOG.warning("%s: %s; tested again.", folder.evaluation, error)
+        return None
 
 
 def _notes(args, measured):

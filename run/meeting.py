@@ -7,6 +7,7 @@ meet here, over the same port: each tells process 0 who it is, and hears whether
 
 import contextlib
 import json
+import os
 import socket
 import time
 from typing import Any
@@ -54,7 +55,7 @@ def _receive_all(port, number, deadline, limit_s):
     except OSError as error:
         raise UserError(
             f"--coordinator_address: port {port} of this machine cannot be used "
-            f"({error.strerror}); choose a free one, the same on every process."
+            f"({os.strerror(error.errno or 0)}); choose a free one, the same on every process."
         ) from error
     with contextlib.ExitStack() as stack:
         stack.enter_context(server)

@@ -5,7 +5,6 @@ The authors' released models carry such averages, computed after training.
 
 import functools
 import logging
-import zipfile
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data.normalization import normalize
-from errors import UserError
+from errors import UserError, first_line
 from models.ops.norm import BN_MOMENTUM
 from run import files
 from run.checkpoint import fill, flatten
@@ -32,8 +31,8 @@ LOG = logging.getLogger("residual")
 def apply(run: OpenedRun, config: ConfigDict, data: Any, mesh: Mesh) -> OpenedRun:
     """An opened run whose `batch_stats` are precise ones.
 
-    They are read from the workdir when they were stored for the same step and number of batches;
-    else computed, and stored with `config.eval.store_precise_bn`.
+    They are read from the workdir when they were stored for the same run, step and number of
+    batches; else computed, and stored with `config.eval.store_precise_bn`.
 
     Raises:
       UserError: the network never updates its statistics, or the file cannot be written.
@@ -44,12 +43,12 @@ def apply(run: OpenedRun, config: ConfigDict, data: Any, mesh: Mesh) -> OpenedRu
             "cannot replace them."
         )
     batches = config.eval.precise_bn_batches
-    path = Workdir(run.workdir).precise_bn
-    stats = _read(path, run, batches)
+    folder = Workdir(run.workdir)
+    stats = _read(folder, run, batches)
     if stats is None:
         stats = statistics(run.model, run.variables, run.facts.normalization, data, batches, mesh)
         if config.eval.store_precise_bn and jax.process_index() == 0:
-            _write(path, stats, run.step, batches)
+            _write(folder, stats, run.step, batches)
     return run._replace(variables={**run.variables, "batch_stats": stats})
 
 
@@ -143,17 +142,26 @@ def _map_layers(convert, stats):
     )
 
 
-def _read(path, run, batches):
+def _read(folder, run, batches):
+    """The stored statistics; None when there are none, or others. A zip file has checksums."""
+    path = folder.precise_bn
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            if (int(arrays["step"]), int(arrays["batches"])) != (run.step, batches):
+            owner = str(arrays["run"]) if "run" in arrays else ""  # older code named none
+            found = owner, int(arrays["step"]), int(arrays["batches"])
+            if found != (folder.run or "", run.step, batches):
                 return None
             return fill(run.variables["batch_stats"], dict(arrays))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:  # damage shows as almost any exception
+        LOG.warning("%s: cannot be read (%s); computed again.", path, first_line(error))
         return None
 
 
-def _write(path, stats, step, batches):
+def _write(folder, stats, step, batches):
+    path = folder.precise_bn
+    facts = {"run": folder.run or "", "step": step, "batches": batches}
     with files.explained(path), files.whole(path) as temporary, open(temporary, "wb") as handle:
-        np.savez(handle, step=step, batches=batches, **flatten(stats))
+        np.savez(handle, **facts, **flatten(stats))
     LOG.info("Precise BN statistics of step %d are in %s.", step, path)

@@ -266,7 +266,19 @@ def test_memory_does_not_grow_with_the_number_of_checkpoints(tmp_path):
     assert sizes[-1] - sizes[9] < 5  # MiB; 0.7 each where every array is opened by itself
 
 
-def test_no_space_left_keeps_the_previous_checkpoint(saved):
+def test_a_save_that_is_under_way_is_the_last_good_one_when_it_has_ended(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.last_good() is None
+    checkpoints.save(3, tree(3))
+    assert checkpoints.last_good() == 3
+    checkpoints.close()
+    again = Checkpoints(tmp_path)
+    again.restore(tree())
+    assert again.last_good() == 3
+    again.close()
+
+
+def test_no_space_left_keeps_the_previous_checkpoint(saved, caplog):
     checkpoints = Checkpoints(saved, keep=1)
     checkpoints.restore(tree())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -278,6 +290,7 @@ def test_no_space_left_keeps_the_previous_checkpoint(saved):
         checkpoints.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [r for r in caplog.records if r.exc_info], "one message, and no traceback besides"
     again = Checkpoints(saved, keep=1)
     assert again.restore(tree())[0] == 3
     again.save(4, tree(4))

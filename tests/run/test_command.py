@@ -1,15 +1,21 @@
 """How a command ends: its status and what it says."""
 
+import importlib
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from errors import UsageError, UserError
 from run import command
 from run.signals import Interrupted
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def ends_with(error):
@@ -52,7 +58,10 @@ def test_any_other_error_keeps_its_traceback():
         ends_with(ZeroDivisionError())
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("signum", "status"), SIGNALS)
 def test_a_run_that_a_signal_stopped_says_how_to_continue(capsys, signum, status):
     assert ends_with(Interrupted(7, signum)) == status
     said = capsys.readouterr().out
@@ -64,17 +73,67 @@ def test_control_c_is_130_without_a_word(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_sigterm_ends_a_command_that_has_nothing_to_save_and_the_handler_is_put_back():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(("signum", "status"), SIGNALS[1:])
+def test_a_signal_ends_a_command_that_has_nothing_to_save_and_the_handler_is_put_back(
+    signum, status
+):
+    before = signal.getsignal(signum)
 
     def main(argv):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signum)
         threading.Event().wait(60)
 
     with pytest.raises(SystemExit) as stopped:
         command.run(main, [])
-    assert stopped.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert stopped.value.code == status
+    assert signal.getsignal(signum) is before
+
+
+INTERRUPTED = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+
+
+@pytest.mark.parametrize("name", ["main", "predict", "export", "prepare_data"])
+def test_control_c_during_the_imports_of_a_command_is_130_without_a_word(name, tmp_path):
+    """Whatever is imported first: at the top of the file, or when the command has begun."""
+    for package in ("absl", "flax", "google_crc32c", "safetensors"):
+        (tmp_path / f"{package}.py").write_text(INTERRUPTED)
+    done = subprocess.run(
+        [sys.executable, ROOT / f"{name}.py", "x"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_control_c_during_an_import_of_a_running_command_ends_it_at_once(tmp_path, monkeypatch):
+    """A KeyboardInterrupt there would be taken for a module that does not work."""
+    (tmp_path / "interrupted.py").write_text(f"try:\n    {'    '.join(INTERRUPTED.splitlines(1))}"
+                                             "except BaseException:\n    pass\n")  # fmt: skip
+    monkeypatch.syspath_prepend(tmp_path)
+    child = os.fork()
+    if child == 0:
+        command.run(lambda argv: importlib.import_module("interrupted") and 0, [])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+
+
+def test_a_command_that_a_hangup_stopped_ends_well_without_a_terminal(tmp_path):
+    """Closing the terminal takes standard output away."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from run import command; "
+        "from run.signals import Interrupted\n"
+        "def main(argv): raise Interrupted(7, 1)\n"
+        "sys.exit(command.run(main))"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, ROOT],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (129, b"")
 
 
 def test_a_command_runs_in_a_thread_too():

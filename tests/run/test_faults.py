@@ -20,7 +20,7 @@ from errors import UserError
 from run import logs
 from run.checkpoint import Checkpoints, flatten
 from run.mesh import make_mesh, replicate, to_host
-from run.signals import Interrupted, Signals
+from run.signals import HANDLED, Interrupted, Signals
 from tests.support.waiting import wait_until
 from training import step as train_step
 
@@ -140,6 +140,7 @@ def test_a_signal_during_validation_stops_it_and_it_is_done_again(
     [
         (True, ("SIGTERM",), 143),
         (True, ("SIGINT",), 130),
+        (True, ("SIGHUP",), 129),
         (False, ("SIGINT", "SIGINT"), 130),
         (False, ("SIGTERM", "SIGINT"), 130),
     ],
@@ -159,13 +160,25 @@ def test_signals_that_end_the_process_at_once(nothing_to_lose, signals, status):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
 
 
-def test_the_first_signal_only_asks_and_handlers_are_put_back():
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_only_asks_and_handlers_are_put_back(signum):
+    before = [signal.getsignal(n) for n in HANDLED]
     with Signals() as signals:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signum)
         wait_until(lambda: signals.received)
-        assert signals.received == signal.SIGTERM
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+        assert signals.received == signum
+    assert [signal.getsignal(n) for n in HANDLED] == before
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals(nothing_to_lose=True) as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert not signals.received
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # ---- Determinism

@@ -17,6 +17,7 @@ from run import logs, processes
 from run.checkpoint import Checkpoints
 from run.mesh import make_mesh
 from run.workdir import Workdir
+from tests.run.test_meeting import free_port
 from tests.support import ilsvrc
 
 OPTIONS = {
@@ -57,6 +58,20 @@ def test_two_processes_stop_at_the_same_step_go_on_and_equal_one_process(options
     assert "Continuing after step" in runs[0].said()
     train.train(config_of(options), alone)  # one process, two devices
     assert faults.differences(together, alone) == []
+
+
+@pytest.mark.slow
+def test_processes_that_disagree_end_before_the_first_step_and_name_the_fields(options, tmp_path):
+    flags = (f"--coordinator_address=localhost:{free_port()}", "--num_processes=2")
+    runs = [
+        faults.Run(tmp_path / "two", options | {"seed": i}, *flags, f"--process_id={i}")
+        for i in range(2)
+    ]
+    assert [run.wait() for run in runs] == [1, 1], runs[0].said()
+    said = runs[0].said()  # both write into one file
+    assert "disagree (config.seed: 0 on process 0, 1 on process 1)" in said
+    assert "disagree (config.seed: 1 on process 1, 0 on process 0)" in said
+    assert not (tmp_path / "two").exists()
 
 
 @pytest.fixture

@@ -1,0 +1,174 @@
+"""Data that change between two starts of a run: refused by name, or gone on with on purpose."""
+
+import logging
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import digits
+from data import facts
+from errors import UserError
+from input_pipeline import open_data
+from run.mesh import make_mesh
+from run.workdir import Workdir
+from testing import fitting, opened_run
+from training import start
+
+
+def draw(path, seed=0, side=10):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """An image folder: 4 images to train on and 2 to test on of each of three classes."""
+    for split, number in (("train", 4), ("val", 2)):
+        for c, name in enumerate(("cat", "dog", "eel")):
+            for i in range(number):
+                draw(tmp_path / "images" / split / name / f"{i}.png", 10 * c + i, 10 + c)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def config(images, tmp_path):
+    config = digits.get_config("resnet8,paper")
+    config.update(dataset=f"folder:{images}", data_dir=str(tmp_path), batch_size=4)
+    config.data.update(resident=False, image_size=8, normalization="per_channel", test_split="val")
+    config.eval.batch_size = 2
+    return config
+
+
+def facts_of(config):
+    return facts.of_run(open_data(config, make_mesh()))
+
+
+@pytest.fixture
+def workdir(config, tmp_path):
+    """A run that has taken its first steps."""
+    folder = Workdir(tmp_path / "run")
+    start.claim(folder, config, facts_of(config))
+    folder.metrics.write_text('{"step": 1, "split": "train"}\n')
+    return folder
+
+
+def swap(one, other):
+    one.rename(one.with_name("between"))
+    other.rename(one)
+    one.with_name("between").rename(other)
+
+
+CHANGES = {
+    "an image more": (lambda d: draw(d / "train/cat/9.png"), "num_train: 12 then, 13 now"),
+    "an image less": (lambda d: (d / "train/dog/1.png").unlink(), "num_train: 12 then, 11 now"),
+    "an image renamed": (
+        lambda d: (d / "train/cat/0.png").rename(d / "train/cat/8.png"),
+        r"splits.train.digest: '\w+' then",
+    ),
+    "an image moved": (
+        lambda d: (d / "train/cat/0.png").rename(d / "train/eel/8.png"),
+        "splits.train.digest",
+    ),
+    "an image replaced": (lambda d: draw(d / "train/cat/0.png", 5, 30), "splits.train.digest"),
+    "a class renamed": (
+        lambda d: [(d / split / "cat").rename(d / split / "fox") for split in ("train", "val")],
+        "label_names.0: 'cat' then, 'dog' now; label_names.1: 'dog' then, 'eel' now",
+    ),
+    "two classes swapped": (
+        lambda d: [swap(d / split / "cat", d / split / "eel") for split in ("train", "val")],
+        "splits.train.digest",
+    ),
+    "two images swapped": (
+        lambda d: swap(d / "train/cat/0.png", d / "train/eel/0.png"),
+        "splits.train.digest",
+    ),
+    "a class more": (lambda d: draw(d / "train/ant/0.png"), "label_names.0: 'cat' then, 'ant' now"),
+    "a test image more": (lambda d: draw(d / "val/eel/9.png"), "splits.test.images: 6 then, 7 now"),
+    "other pixels": (
+        lambda d: [draw(path, 99, 10) for path in (d / "train/cat").iterdir()],
+        "normalization.mean.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_refused_by_name_and_accepted_on_purpose(
+    images, config, workdir, change, caplog
+):
+    before = workdir.facts.read_bytes()
+    act, named = CHANGES[change]
+    act(images)
+    for index in images.glob(".index*"):  # so fresh that the next scan might believe it
+        index.unlink()
+    now = facts_of(config)
+    with pytest.raises(UserError, match=f"{named}.*data.on_change=accept"):
+        start.claim(workdir, config, now)
+    assert workdir.facts.read_bytes() == before
+    config.data.on_change = "accept"
+    start.claim(workdir, config, now)
+    assert "the data have changed since the run began" in caplog.text
+    config.data.on_change = "error"
+    start.claim(workdir, config, now)  # they belong to the run now
+
+
+def test_data_that_only_moved_are_the_same(images, config):
+    """Neither their place nor their time stamps count."""
+    before = facts_of(config)
+    copy = shutil.copytree(images, images.with_name("copy"))
+    config.dataset = f"folder:{copy}"
+    assert facts_of(config).splits == before.splits
+
+
+def test_a_run_of_older_code_goes_on_and_lists_its_data_from_then_on(config, workdir, caplog):
+    older = {k: v for k, v in workdir.read_facts().items() if k != "splits"}
+    workdir.write_facts(older)
+    with caplog.at_level(logging.INFO, "residual"):
+        start.claim(workdir, config, facts_of(config))
+    assert "lists no files" in caplog.text
+    assert set(workdir.read_facts()["splits"]) == {"train", "validation", "test"}
+    workdir.write_facts(older | {"num_train": 11})
+    with pytest.raises(UserError, match="num_train: 11 then, 12 now"):
+        start.claim(workdir, config, facts_of(config))
+
+
+def test_the_pixels_of_a_small_set_are_compared(tiny):
+    data = open_data(tiny, make_mesh())
+    train, test = data.listing("train"), data.listing("test")
+    assert (train.images, test.images) == (898, 899) and train.digest != test.digest
+    data._loaded["train"].images[0, 0, 0, 0] ^= 1
+    assert data.listing("train").digest != train.digest
+
+
+def test_testing_refuses_a_changed_split_of_the_runs_own_data(images, config, workdir, caplog):
+    def check():
+        run = opened_run.OpenedRun(str(workdir), config, then, None, None, 1)
+        fitting.check([run], open_data(config, make_mesh()), config)
+
+    then = opened_run.read_facts(workdir)
+    (images / "train" / "cat" / "0.png").unlink()  # not what is tested on
+    check()
+    swap(images / "val" / "cat" / "0.png", images / "val" / "eel" / "0.png")
+    with pytest.raises(UserError, match="the test images have changed.*on_change=accept"):
+        check()
+    config.data.on_change = "accept"
+    check()
+    assert "the test images have changed" in caplog.text
+    config.data.update(on_change="error", test_split="val[:50%]")  # other images on purpose
+    check()
+
+
+def test_a_second_run_writes_nothing_while_the_first_holds_the_lock(tiny, tmp_path):
+    import train
+    from run.checkpoint import Checkpoints
+
+    first = Checkpoints(tmp_path)
+    Workdir(tmp_path).claim(tiny)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    tiny.seed = 7
+    with pytest.raises(UserError, match="another process is training in this workdir"):
+        train.train(tiny, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    first.close()
