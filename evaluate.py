@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from data import corrupt, transforms
 from data.decode import DecodeError, decode, image_size
+from data.facts import tested_size
 from data.feed import Feed
 from errors import UserError
 from input_pipeline import open_data
@@ -226,7 +227,7 @@ def _evaluation_config(config, trained, mesh):
     merged.eval.update(config.eval)
     merged.optim.accumulate_steps = 1
     merged.model.bn_group_size = 0  # of the training batch; precise BN takes the network's own
-    merged.augment.update(mixup=0.0, cutmix=0.0)  # which pair images of an even batch
+    merged.augment.update(mixup=0.0, cutmix=0.0, repeats=1)  # what wants a batch of its own size
     if merged.batch_size % mesh.size:
         merged.batch_size = mesh.size * max(1, merged.batch_size // mesh.size)
     return merged
@@ -252,7 +253,7 @@ def _ten_crop_pass(config, data):
     if config.data.resident:
         views = functools.partial(protocols.ten_crops, pad=config.augment.pad)
         return protocols.Protocol(e.protocol, views), data.evaluation(e.split)
-    size = config.data.image_size
+    size = tested_size(config)
 
     def transform(encoded):
         return transforms.ten_crop(decode(encoded), resize=e.resize, size=size)

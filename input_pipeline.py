@@ -12,6 +12,7 @@ import typing
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data.facts import tested_size
 from errors import UserError
 from run.mesh import make_mesh
 
@@ -49,6 +50,6 @@ def classes_and_shape(config: ConfigDict) -> tuple[int, tuple[int, int, int]]:
         return facts.num_classes, facts.image_shape
     except UserError as error:
         num_classes = 10 if config.model.stem == "cifar" else 1000
-        shape = (config.data.image_size, config.data.image_size, 3)
+        shape = (*2 * (tested_size(config),), 3)
         print(f"{error}\nWithout the data, this assumes {num_classes} classes, {shape} images.\n")
         return num_classes, shape

@@ -39,7 +39,8 @@ class Field(NamedTuple):
     allowed: Range | tuple[str, ...] | None = None
 
 
-IMAGENET_STEPS_PER_EPOCH = 1_281_167 / 256
+IMAGENET_TRAIN_IMAGES = 1_281_167
+IMAGENET_STEPS_PER_EPOCH = IMAGENET_TRAIN_IMAGES / 256
 _BELOW_ONE = math.nextafter(1, 0)
 _COUNT = Range(1, 2**31 - 1)  # the devices count in 32 bits
 _FRACTION = Range(0, _BELOW_ONE)
@@ -97,7 +98,11 @@ FIELDS = {
     "optim.reference_batch": Field(
         0, "scale the rate by batch_size / this (0: do not scale)", Range(0, 2**31 - 1)
     ),
-    "optim.schedule": Field("step", "after the warm-up", ("step", "cosine", "constant")),
+    "optim.schedule": Field(
+        "step",
+        "after the warm-up; polynomial: the square of the share of steps that is left",
+        ("step", "cosine", "polynomial", "constant"),
+    ),
     "optim.boundaries": Field(
         (round(30 * IMAGENET_STEPS_PER_EPOCH), round(60 * IMAGENET_STEPS_PER_EPOCH)),
         "steps at which the step schedule decays",
@@ -117,12 +122,24 @@ FIELDS = {
     "optim.warmup_learning_rate": Field(
         0.01, "rate of a warm-up that is constant or until an error (110 layers: error < 0.8)"
     ),
-    "optim.momentum": Field(0.9, "of SGD", _FRACTION),
+    "optim.name": Field("sgd", "the optimiser", ("sgd", "lars", "lamb", "adamw")),
+    "optim.momentum": Field(0.9, "of SGD and LARS, β1 of LAMB and AdamW", _FRACTION),
     "optim.momentum_form": Field(
-        "paper", "paper: v = m·v + lr·g; torch: rate applied after the velocity", ("paper", "torch")
+        "paper",
+        "SGD: paper: v = m·v + lr·g; torch: rate applied after the velocity",
+        ("paper", "torch"),
     ),
-    "optim.nesterov": Field(False, "Nesterov momentum"),
+    "optim.nesterov": Field(False, "Nesterov momentum (SGD, LARS)"),
+    "optim.beta2": Field(0.999, "of LAMB and AdamW", _FRACTION),
+    "optim.epsilon": Field(1e-8, "of LAMB and AdamW, beside the root", _POSITIVE),
+    "optim.trust_coefficient": Field(1e-3, "of LARS", _POSITIVE),
     "optim.weight_decay": Field(1e-4, "on convolution and fully connected weights only", _POSITIVE),
+    "optim.loss": Field(
+        "softmax", "or bce: one binary cross entropy per class, averaged", ("softmax", "bce")
+    ),
+    "optim.bce_threshold": Field(
+        0.0, "bce: targets above this become 1, others 0 (0: soft targets)", _FRACTION
+    ),
     "optim.label_smoothing": Field(0.0, "probability mass spread over the classes", _FRACTION),
     "optim.clip_norm": Field(0.0, "clip the global gradient norm (0: off)", _POSITIVE),
     "optim.accumulate_steps": Field(1, "split the batch into this many parts in turn", _COUNT),
@@ -143,6 +160,13 @@ FIELDS = {
     "augment.area": Field((0.08, 1.0), "random_resized_crop: range of the share of the image"),
     "augment.aspect": Field((3 / 4, 4 / 3), "random_resized_crop: range of width / height"),
     "augment.pca_noise": Field(0.1, "AlexNet's colour noise: deviation (0: off)", _POSITIVE),
+    "augment.policy": Field(
+        "none",
+        "further operations on the host (streamed data only)",
+        ("none", "trivial_augment", "rand_augment"),
+    ),
+    "augment.magnitude": Field(6.0, "of rand_augment", Range(0, 10)),
+    "augment.repeats": Field(1, "copies of an image in a batch, each augmented anew", _COUNT),
     "augment.mixup": Field(0.0, "mixup alpha (0: off)", _POSITIVE),
     "augment.cutmix": Field(0.0, "CutMix alpha (0: off)", _POSITIVE),
     "augment.erase": Field(0.0, "probability of random erasing", Range(0, 1)),
@@ -178,6 +202,9 @@ FIELDS = {
     ),
     "eval.batch_size": Field(
         256, "images per evaluation step; grows to a multiple of the devices", _COUNT
+    ),
+    "eval.image_size": Field(
+        0, "side of the crops in testing, streamed data (0: data.image_size)", Range(0, 2**13)
     ),
     "eval.split": Field("test", "what to test on", ("test", "validation", "train")),
     "eval.protocol": Field("center", "views of an image", ("center", "10crop", "multiscale")),

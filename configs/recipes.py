@@ -1,10 +1,10 @@
 """The recipes that the config files share.
 
 A config's argument (what follows the colon in `--config=FILE:ARGUMENT`) is a comma-separated list:
-a network (`resnet110`, `plain56`), `goyal` for the modern baseline of the same network, `quick` for
-a run of a few steps that only shows that everything works. On CIFAR also `followup` for the warm-up
-of Identity Mappings, and `basic` or `bottleneck` where two networks have the depth (`resnet38`;
-`resnet164` is the one of bottlenecks, as there).
+a network (`resnet110`, `plain56`), a modern recipe for the same network (`goyal`, and those of
+`MODERN` on ImageNet), `quick` for a run of a few steps that only shows that everything works. On
+CIFAR also `followup` for the warm-up of Identity Mappings, and `basic` or `bottleneck` where two
+networks have the depth (`resnet38`; `resnet164` is the one of bottlenecks, as there).
 """
 
 import re
@@ -12,7 +12,7 @@ import re
 from ml_collections import ConfigDict
 
 from configs.base import base
-from configs.fields import IMAGENET_STEPS_PER_EPOCH
+from configs.fields import IMAGENET_STEPS_PER_EPOCH, IMAGENET_TRAIN_IMAGES
 from errors import UserError
 
 BLOCKS = ("basic", "bottleneck")
@@ -32,24 +32,28 @@ def _parse(arg, default, known):
                 f"config argument {token!r}: expected a network like 'resnet20' or 'plain56', "
                 f"{', '.join(map(repr, known))}, separated by commas."
             )
-    for pair in (("goyal", "followup"), BLOCKS):
-        if options.issuperset(pair):
-            raise UserError(f"config argument {arg!r}: {' and '.join(pair)} exclude each other.")
+    for group in (("goyal", "followup", *MODERN), BLOCKS):
+        if len(chosen := sorted(options.intersection(group))) > 1:
+            raise UserError(f"config argument {arg!r}: {' and '.join(chosen)} exclude each other.")
     family, depth = re.fullmatch(r"([a-z]+)(\d+)", network).groups()
     return family, int(depth), options
 
 
 def imagenet(network: str, arg: str = "") -> ConfigDict:
-    """The paper's ImageNet recipe, or with `goyal` the baseline of Goyal et al. (1706.02677)."""
+    """The paper's ImageNet recipe, or with `goyal` the baseline of Goyal et al. (1706.02677).
+
+    `MODERN` has the others; they are also of torchvision's form of the network.
+    """
     if re.search(r"(resnet|plain)\d", arg):
         raise UserError(f"config argument {arg!r}: the file names the network; use another file.")
-    family, depth, options = _parse(arg, network, ("goyal", "quick"))
+    family, depth, options = _parse(arg, network, ("goyal", *MODERN, "quick"))
     config = base()
     config.model.update(depth=depth, residual=family == "resnet", bn_group_size=32)
-    if "goyal" in options:
+    if options - {"quick"}:
+        config.augment.update(kind="random_resized_crop", pca_noise=0.0)
         _goyal(config, steps_per_epoch=IMAGENET_STEPS_PER_EPOCH, epochs=90)
-        config.augment.kind = "random_resized_crop"
-        config.augment.pca_noise = 0.0
+    for name in options & set(MODERN):
+        MODERN[name](config)
     if "quick" in options:
         _quick(config)
     return config
@@ -142,6 +146,47 @@ def _goyal(config, *, steps_per_epoch, epochs):
         warmup_until_error=0.0,
         boundaries=tuple(round(epochs * f * steps_per_epoch) for f in (1 / 3, 2 / 3, 8 / 9)),
     )
+
+
+def _modern(config, *, batch_size, epochs, warmup_epochs):
+    """What the recipes below have in common: length, warm-up, no Nesterov, BN over a device."""
+    epoch = IMAGENET_TRAIN_IMAGES / batch_size
+    config.update(batch_size=batch_size, num_steps=round(epochs * epoch))
+    config.model.bn_group_size = 0
+    config.optim.update(nesterov=False, reference_batch=0, boundaries=())
+    config.optim.warmup_steps = round(warmup_epochs * epoch)
+
+
+def _lars(config):
+    """MLPerf's reference for batches of 32,768, on the network and epochs of Goyal et al."""
+    _modern(config, batch_size=32_768, epochs=90, warmup_epochs=25)
+    config.optim.update(name="lars", learning_rate=31.2, reference_batch=32_768)
+    config.optim.update(schedule="polynomial", label_smoothing=0.1)
+
+
+def _rsb_a3(config):
+    """Procedure A3 of "ResNet strikes back" (Wightman et al. 2021, table 2)."""
+    _modern(config, batch_size=2_048, epochs=100, warmup_epochs=5)
+    config.optim.update(name="lamb", learning_rate=8e-3, schedule="cosine", weight_decay=0.02)
+    config.optim.update(epsilon=1e-6, loss="bce", bce_threshold=0.2)
+    config.augment.update(policy="rand_augment", magnitude=6.0, mixup=0.1, cutmix=1.0)
+    config.data.image_size = 160
+    config.eval.update(image_size=224, resize=236)  # a share of 0.95
+
+
+def _torchvision_v2(config):
+    """The recipe of torchvision's second weights (IMAGENET1K_V2)."""
+    _modern(config, batch_size=1_024, epochs=600, warmup_epochs=5)
+    config.model.zero_init_residual = False
+    config.optim.update(learning_rate=0.5, reference_batch=1_024, schedule="cosine")
+    # There, every 32 steps with 1 − 2e-5 · 1024 · 32 / 600, which is this at every step.
+    config.optim.update(weight_decay=2e-5, label_smoothing=0.1, ema_decay=0.999966)
+    config.augment.update(policy="trivial_augment", mixup=0.2, cutmix=1.0, erase=0.1, repeats=4)
+    config.data.image_size = 176
+    config.eval.update(image_size=224, resize=232)
+
+
+MODERN = {"lars": _lars, "rsb_a3": _rsb_a3, "torchvision_v2": _torchvision_v2}
 
 
 def _quick(config):

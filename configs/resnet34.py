@@ -1,4 +1,5 @@
-"""ResNet-34 on ImageNet, the paper's recipe; `:goyal` for the modern baseline.
+"""ResNet-34 on ImageNet, the paper's recipe; `:goyal`, `:lars`, `:rsb_a3` or `:torchvision_v2`
+for a modern one (docs/modern_recipes.md).
 
 python main.py --config=configs/resnet34.py
 """

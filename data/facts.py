@@ -35,7 +35,7 @@ class Facts(NamedTuple):
     Attributes:
       dataset: as `config.dataset`.
       label_names: one per class, in the order of the labels.
-      image_shape: height, width, channels of a training image.
+      image_shape: height, width, channels of an image in testing.
       normalization: what images are normalised with.
       num_train: training images.
       splits: listing of each of `SPLITS`, where a run keeps them; runs of older code have none.
@@ -126,6 +126,11 @@ def split_of(config: ConfigDict, split: str) -> tuple[str, bool]:
     if split == "validation" and d.validation_split:
         return d.validation_split, False
     return d.train_split, True
+
+
+def tested_size(config: ConfigDict) -> int:
+    """Side of the crops in testing, of streamed data."""
+    return config.eval.image_size or config.data.image_size
 
 
 def training_share(config: ConfigDict, number: int) -> int:

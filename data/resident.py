@@ -48,7 +48,8 @@ class Resident:
             num_train=len(train.images),
         )
         self.corrupt = CorruptRecords(0.0, self.split_size)
-        self.steps_per_epoch = len(train.images) // config.batch_size
+        self._distinct = config.batch_size // config.augment.repeats  # images in a batch
+        self.steps_per_epoch = len(train.images) // self._distinct
         if self.steps_per_epoch == 0:
             raise UserError(
                 f"batch_size={config.batch_size}: {config.dataset} has "
@@ -81,12 +82,13 @@ class Resident:
     def draw(self, order: Order, step: jax.Array, arrays: Batch) -> tuple[Order, Batch]:
         """This device's part of batch `step` (inside shard_map over the mesh).
 
-        The last `num_train mod batch_size` images of an epoch's permutation are left out.
+        The last images of an epoch's permutation that do not fill a batch are left out. With
+        `augment.repeats` the copies of an image lie as in `data.stream.train_stream`.
 
         Returns:
           `(order, batch)`.
         """
-        size, seed = self._config.batch_size, self._config.seed
+        seed = self._config.seed
         epoch, position = step // self.steps_per_epoch, step % self.steps_per_epoch
 
         def permute() -> Order:
@@ -94,9 +96,9 @@ class Resident:
             return Order(epoch, jax.random.permutation(key, self.facts.num_train).astype(jnp.int32))
 
         order = jax.lax.cond(order.epoch == epoch, lambda: order, permute)
-        local = size // self._mesh.size
-        first = jax.lax.axis_index(self._mesh.axis_names) * local
-        index = jax.lax.dynamic_slice(order.permutation, (position * size + first,), (local,))
+        local = self._config.batch_size // self._mesh.size
+        rows = jax.lax.axis_index(self._mesh.axis_names) * local + jnp.arange(local)
+        index = order.permutation[position * self._distinct + rows % self._distinct]
         return order, {
             "image": arrays["image"][index],
             "label": arrays["label"][index],

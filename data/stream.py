@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from data import decode, keys, transforms
+from data import decode, keys, policies, transforms
 from data.sources import Source
 from errors import UserError
 
@@ -50,6 +50,8 @@ def train_transform(
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     resize_min: int = 256,
     resize_max: int = 480,
+    policy: str = "none",
+    magnitude: float = 0.0,
 ) -> Transform:
     """The host's share of a training augmentation: (bytes, generator) → uint8 [size, size, 3].
 
@@ -59,12 +61,13 @@ def train_transform(
         cropping and flipping then happen on the device.
       image_size: side of the result.
       flip: mirror half of the images; not for 'none' and 'pad_crop_flip'.
+      policy, magnitude: what happens to the image of that size: see `policies.apply`, or 'none'.
     """
-    if kind not in ("random_resized_crop", "scale_jitter"):
-        resize = eval_transform(resize=image_size, image_size=image_size)
-        return lambda data, generator: resize(data)
+    resize = eval_transform(resize=image_size, image_size=image_size)
 
     def crop(data: bytes, generator: np.random.Generator) -> np.ndarray:
+        if kind not in ("random_resized_crop", "scale_jitter"):
+            return resize(data)
         shape = decode.image_size(data)
         if kind == "scale_jitter":
             sides = (image_size, resize_min, resize_max)
@@ -75,7 +78,11 @@ def train_transform(
         mirrored = flip and generator.random() < 0.5
         return transforms.decode_crop(data, box, size=image_size, flip=mirrored)
 
-    return crop
+    if policy == "none":
+        return crop
+    return lambda data, generator: policies.apply(
+        policy, crop(data, generator), generator, magnitude
+    )
 
 
 def eval_transform(*, resize: int, image_size: int) -> EvalTransform:
@@ -103,7 +110,14 @@ def record_order(length: int, seed: int) -> Callable[[int], int]:
 
 
 def train_stream(
-    source: Source, transform: Transform, *, seed: int, start_step: int = 0, **options: Any
+    source: Source,
+    transform: Transform,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int = 0,
+    repeats: int = 1,
+    **options: Any,
 ) -> Iterator[HostBatch]:
     """This process's rows of the training batches start_step, start_step + 1, …, without end.
 
@@ -111,19 +125,25 @@ def train_stream(
       source: the training split.
       transform: see `train_transform`.
       seed: of order and augmentation.
+      batch_size: global; a multiple of `repeats` and of the processes.
       start_step: the first batch; resuming is starting here.
+      repeats: copies of an image in a batch, each with a position, hence a crop, of its own
+        (Hoffer et al. 2020). They lie batch_size / repeats rows apart, so that copies are no
+        partners in mixup and, on that many devices, never share one.
       options: see `_batches`.
     Raises:
       UserError: the split is empty; at `next`: a corrupt record.
     """
     if not len(source):
         raise UserError("the training split is empty")
-    order = record_order(len(source), seed)
+    order, images = record_order(len(source), seed), batch_size // repeats
 
     def example(position: int) -> Example:
-        return order(position), lambda data: transform(data, keys.host_generator(seed, position))
+        step, row = divmod(position, batch_size)
+        record = order(step * images + row % images)
+        return record, lambda data: transform(data, keys.host_generator(seed, position))
 
-    return _batches(source, example, _ENDLESS, start_step, **options)
+    return _batches(source, example, _ENDLESS, start_step, batch_size=batch_size, **options)
 
 
 def eval_stream(source: Source, transform: EvalTransform, **options: Any) -> Iterator[HostBatch]:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from data import normalization, sources, stream
 from data.corrupt import CorruptRecords, check_share
-from data.facts import Facts, Listing, split_of, training_share
+from data.facts import Facts, Listing, split_of, tested_size, training_share
 from data.feed import Batch, Feed
 from run.mesh import DATA_AXIS, whole_batch
 
@@ -37,7 +37,7 @@ class Streamed:
         self._start_step = 0
         self.corrupt = CorruptRecords(config.data.max_corrupt_fraction, self.split_size)
         train = self.source("train")
-        size = config.data.image_size
+        size = tested_size(config)
         self.facts = Facts(
             dataset=config.dataset,
             label_names=tuple(train.label_names),
@@ -81,16 +81,18 @@ class Streamed:
 
     def _train_batches(self, start_step: int) -> Iterator[stream.HostBatch]:
         c = self._config
-        ranges = ("kind", "flip", "area", "aspect", "resize_min", "resize_max")
+        used = ("kind", "flip", "area", "aspect", "resize_min", "resize_max", "policy", "magnitude")
+        size = c.data.image_size
         transform = stream.train_transform(
-            image_size=c.data.image_size, **{name: c.augment[name] for name in ranges}
+            image_size=size, **{name: c.augment[name] for name in used}
         )
         return stream.train_stream(
             self.source("train"),
             transform,
             seed=c.seed,
             start_step=start_step,
-            **self._host_options(c.batch_size, self.facts.image_shape),
+            repeats=c.augment.repeats,
+            **self._host_options(c.batch_size, (size, size, 3)),
         )
 
     def initial_order(self) -> tuple:
@@ -109,7 +111,7 @@ class Streamed:
     def evaluation(self, split: str) -> Iterator[Batch]:
         """Host batches over a split, resized and center-cropped, the last one padded."""
         c = self._config
-        size = c.data.image_size
+        size = tested_size(c)
         transform = stream.eval_transform(resize=max(size, c.eval.resize), image_size=size)
         return self.evaluation_with(split, transform, self.facts.image_shape)
 

@@ -104,7 +104,7 @@ def build(flat):
     )
     assert jax.eval_shape(rate, jnp.int32(0)).shape == ()
     params = shapes(models.create(config.model, 10))["params"]
-    jax.eval_shape(optim.sgd(config.optim).init, params)
+    jax.eval_shape(optim.optimizer(config.optim).init, params)
 
 
 @fuzz("configs", overrides())

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 import models
 from configs import base
 from configs.fields import FIELDS
+from data.facts import tested_size
 from errors import UserError
 
 
@@ -27,6 +28,11 @@ def check(config: ConfigDict, devices: int) -> None:
             raise UserError(f"{name}={values[name]!r}: expected {one_of}{listed}.")
     _check_schedule(config)
     _check_augmentation(config.augment, config.data)
+    if config.batch_size % config.augment.repeats:
+        raise UserError(
+            f"augment.repeats={config.augment.repeats}: expected a divisor of batch_size="
+            f"{config.batch_size}, so that each image has as many copies."
+        )
     _check_data(config)
     check_batch_size("batch_size", config.batch_size, devices, config.optim.accumulate_steps)
     _check_groups(config, config.batch_size // devices // config.optim.accumulate_steps)
@@ -61,6 +67,11 @@ def _check_augmentation(augment, data):
             f"augment.area={augment.area}: expected shares of the image in (0, 1]; only "
             "data.resident=True can shrink images."
         )
+    if augment.policy != "none" and data.resident:
+        raise UserError(
+            f"augment.policy={augment.policy!r}: expected 'none' for device-resident images; its "
+            "operations run on the host and need data.resident=False."
+        )
     if augment.kind != "scale_jitter":
         return
     if data.resident:
@@ -87,10 +98,15 @@ def _check_data(config):
             f"steps_per_dispatch={config.steps_per_dispatch}: only device-resident data "
             "(data.resident=True) can run several steps in one dispatch."
         )
-    if e.protocol == "10crop" and not data.resident and data.image_size > e.resize:
+    if e.image_size and (data.resident or data.normalization == "per_pixel"):
         raise UserError(
-            f"eval.resize={e.resize}: expected at least data.image_size={data.image_size}, "
-            "the crops' side."
+            f"eval.image_size={e.image_size}: expected 0, since device-resident images, and those "
+            "with a mean of their own at each pixel, are tested at the size they are trained at."
+        )
+    if e.protocol == "10crop" and not data.resident and tested_size(config) > e.resize:
+        raise UserError(
+            f"eval.resize={e.resize}: expected at least {tested_size(config)}, the crops' side "
+            "(eval.image_size, or data.image_size)."
         )
 
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and SGD with momentum, in the paper's form and in torch's."""
+"""Learning-rate schedules and optimisers; SGD with momentum in the paper's form and torch's."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 HEAD = "head"
+STACKED_KERNEL = 5  # axes: blocks, height, width, in, out
 # Training error for `warmup_until_error`: a running mean over about the last 20 batches.
 ERROR_DECAY = 0.95
 
@@ -16,9 +17,10 @@ def learning_rate(optim: ConfigDict, *, num_steps: int, batch_size: int) -> opta
     """The schedule as a function step → learning rate (a float32 scalar).
 
     'step' multiplies by `decay_factor` at each of `boundaries`, 'cosine' falls to zero at
-    `num_steps`; both start with `warmup_steps` of warm-up: 'linear', whose first step has
-    `peak / warmup_steps`, or 'constant' at `warmup_learning_rate`. With `reference_batch` the peak
-    is scaled by `batch_size / reference_batch`, the linear scaling rule (Goyal et al. 2017, section
+    `num_steps`, 'polynomial' as the square of what is left; all start with `warmup_steps` of
+    warm-up: 'linear', whose first step has `peak / warmup_steps`, or 'constant' at
+    `warmup_learning_rate`. With `reference_batch` the peak is scaled by
+    `batch_size / reference_batch`, the linear scaling rule (Goyal et al. 2017, section
     2.1).
     """
     peak = optim.learning_rate
@@ -28,8 +30,14 @@ def learning_rate(optim: ConfigDict, *, num_steps: int, batch_size: int) -> opta
         after = optax.piecewise_constant_schedule(
             peak, dict.fromkeys(optim.boundaries, optim.decay_factor)
         )
-    elif optim.schedule == "cosine":
-        decay = optax.cosine_decay_schedule(peak, max(1, num_steps - optim.warmup_steps))
+    elif optim.schedule in ("cosine", "polynomial"):
+        length = max(1, num_steps - optim.warmup_steps)
+        cosine = optim.schedule == "cosine"
+        decay = (
+            optax.cosine_decay_schedule(peak, length)
+            if cosine
+            else optax.polynomial_schedule(peak, 0.0, 2, length)
+        )
 
         def after(step):
             return decay(step - optim.warmup_steps)
@@ -76,25 +84,54 @@ def error_warmup(
     return rate, error, warmed_up | (error < optim.warmup_until_error)
 
 
-def sgd(optim: ConfigDict) -> optax.GradientTransformationExtraArgs:
-    """SGD with momentum and L2 weight decay; `update` takes `learning_rate` as an extra argument.
+def optimizer(optim: ConfigDict) -> optax.GradientTransformationExtraArgs:
+    """The optimiser `optim.name`; `update` takes `learning_rate` as an extra argument.
 
-    With g the gradient plus `weight_decay` times the weight (on weights only, see `decay_mask`):
-    'paper' keeps the learning rate inside the velocity, v ← m·v + lr·g, w ← w − v (Caffe, the
-    authors' code); 'torch' applies it afterwards, v ← m·v + g, w ← w − lr·v. They differ where the
-    rate changes: with 'torch' the old gradients shrink with it at once.
+    Of optax's parts. Weights decay (`decay_mask`), and weights alone have a trust ratio:
+
+    - 'sgd' with momentum and L2 decay; with g the gradient plus `weight_decay` times the weight,
+      'paper' keeps the learning rate inside the velocity, v ← m·v + lr·g, w ← w − v (Caffe, the
+      authors' code); 'torch' applies it afterwards, v ← m·v + g, w ← w − lr·v. They differ where
+      the rate changes: with 'torch' the old gradients shrink with it at once.
+    - 'lars' (You et al. 2017): g times `trust_coefficient`·|w|/|g| for each layer, in the paper's
+      form of the velocity.
+    - 'adamw' (Loshchilov & Hutter 2019), and 'lamb' (You et al. 2020): AdamW's step, decay
+      included, times |w|/|step| for each layer.
     """
-    apply_rate = _scale_by_learning_rate()
+    rate = _scale_by_learning_rate()
+    decay = optax.add_decayed_weights(optim.weight_decay, mask=decay_mask)
     velocity = optax.trace(decay=optim.momentum, nesterov=optim.nesterov)
+    adam = optax.scale_by_adam(b1=optim.momentum, b2=optim.beta2, eps=optim.epsilon)
     paper = optim.momentum_form == "paper"
-    steps = [
-        optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
-        optax.add_decayed_weights(optim.weight_decay, mask=decay_mask),
-        *((apply_rate, velocity) if paper else (velocity, apply_rate)),
-    ]
+    parts = {
+        "sgd": (decay, rate, velocity) if paper else (decay, velocity, rate),
+        "lars": (decay, _trust_ratio(optim.trust_coefficient), rate, velocity),
+        "lamb": (adam, decay, _trust_ratio(1.0), rate),
+        "adamw": (adam, decay, rate),
+    }
+    clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
+    steps = [clip, *parts[optim.name]]
     if optim.train_only == "head":
         steps.append(optax.masked(optax.set_to_zero(), not_head))
     return optax.chain(*steps)
+
+
+def _trust_ratio(coefficient):
+    """optax's, for weights; where `scan_blocks` stacks equal blocks, for each block by itself."""
+    layer = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
+
+    def update(updates, state, params=None):
+        def scale(update, weight):
+            return layer.update(update, state, weight)[0]
+
+        scaled = jax.tree.map(
+            lambda u, w: jax.vmap(scale)(u, w) if w.ndim == STACKED_KERNEL else scale(u, w),
+            updates,
+            params,
+        )
+        return scaled, state
+
+    return optax.masked(optax.GradientTransformation(layer.init, update), decay_mask)
 
 
 def decay_mask(params: Any) -> Any:

@@ -118,7 +118,7 @@ def state_from(config: ConfigDict, variables: Any) -> TrainState:
         step=jnp.int32(0),
         params=params,
         batch_stats=batch_stats,
-        opt_state=optim.sgd(config.optim).init(params),
+        opt_state=optim.optimizer(config.optim).init(params),
         ema=jax.tree.map(jnp.copy, ema),  # donated buffers must not be shared
         error_average=jnp.float32(1),
         warmed_up=jnp.bool_(False),
@@ -138,7 +138,7 @@ def make_train_step(
     rate_at = optim.learning_rate(
         config.optim, num_steps=config.num_steps, batch_size=config.batch_size
     )
-    optimizer = optim.sgd(config.optim)
+    optimizer = optim.optimizer(config.optim)
 
     def step(state, batch):
         total = jax.lax.psum(batch["valid"].sum(), DATA_AXIS)
@@ -222,7 +222,7 @@ def _gradients(config, model, state, parts):
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        loss = jnp.sum(weights * optax.softmax_cross_entropy(logits, targets))
+        loss = jnp.sum(weights * example_losses(config.optim, logits, targets))
         errors = jnp.sum(valid & (jnp.argmax(logits, -1) != labels))
         return loss, (updated["batch_stats"], errors)
 
@@ -244,6 +244,20 @@ def _gradients(config, model, state, parts):
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     start = (zeros, state.batch_stats, jnp.float32(0), jnp.int32(0))
     return jax.lax.scan(accumulate, start, split)[0]
+
+
+def example_losses(optim: ConfigDict, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The loss of each image, [batch], for logits and soft targets [batch, classes].
+
+    'softmax' is the cross entropy in nats; 'bce' the mean over the classes of one binary cross
+    entropy each, for mixed images with every class above `bce_threshold` present as a whole
+    (Wightman et al. 2021).
+    """
+    if optim.loss == "softmax":
+        return optax.softmax_cross_entropy(logits, targets)
+    if optim.bce_threshold:
+        targets = (targets > optim.bce_threshold).astype(targets.dtype)
+    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(axis=-1)
 
 
 def _averaged(config, ema, new):

@@ -40,7 +40,7 @@ def flat(config):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("arg", ["", "goyal", "quick"])
+@pytest.mark.parametrize("arg", ["", "goyal", "quick", "rsb_a3", "torchvision_v2", "lars,quick"])
 def test_imagenet_recipes_build(name, arg):
     config = load(name, arg)
     model = models.create(config.model, 1000)
@@ -168,6 +168,49 @@ def test_goyal_values():
     assert config.optim.reference_batch == 256
     assert config.optim.warmup_steps == round(5 * IMAGENET_STEPS_PER_EPOCH)
     assert not load("plain18", "goyal").model.zero_init_residual
+
+
+def test_values_of_the_modern_recipes():
+    """As published: Wightman et al. 2021, table 2; torchvision's IMAGENET1K_V2; MLPerf's LARS."""
+    c = load("resnet50", "rsb_a3")
+    o, a = c.optim, c.augment
+    assert (c.batch_size, c.num_steps, o.warmup_steps) == (2_048, 62_557, 3_128)
+    assert (o.name, o.learning_rate, o.weight_decay, o.schedule) == ("lamb", 8e-3, 0.02, "cosine")
+    assert (o.loss, o.label_smoothing, o.ema_decay, o.reference_batch) == ("bce", 0, 0, 0)
+    assert (a.policy, a.magnitude, a.mixup, a.cutmix) == ("rand_augment", 6, 0.1, 1.0)
+    assert (a.erase, a.repeats, a.pca_noise, a.kind) == (0, 1, 0, "random_resized_crop")
+    assert (c.data.image_size, c.eval.image_size, c.eval.resize) == (160, 224, 236)
+    assert (c.model.downsample_in, c.model.zero_init_residual) == ("3x3", True)
+    c = load("resnet50", "torchvision_v2")
+    o, a = c.optim, c.augment
+    assert (c.batch_size, c.num_steps, o.warmup_steps) == (1_024, 750_684, 6_256)
+    assert (o.name, o.learning_rate, o.weight_decay, o.schedule) == ("sgd", 0.5, 2e-5, "cosine")
+    assert (o.momentum_form, o.nesterov, o.label_smoothing, o.loss) == (
+        "torch",
+        False,
+        0.1,
+        "softmax",
+    )
+    assert (1 - o.ema_decay**32) == pytest.approx(2e-5 * 1_024 * 32 / 600, rel=0.01)
+    assert (a.policy, a.mixup, a.cutmix, a.erase, a.repeats) == (
+        "trivial_augment",
+        0.2,
+        1.0,
+        0.1,
+        4,
+    )
+    assert (c.data.image_size, c.eval.image_size, c.eval.resize) == (176, 224, 232)
+    assert (c.model.downsample_in, c.model.zero_init_residual) == ("3x3", False)
+    o = load("resnet50", "lars").optim
+    assert (o.name, o.learning_rate, o.schedule) == ("lars", 31.2, "polynomial")
+
+
+@pytest.mark.parametrize("arg", ["goyal,rsb_a3", "rsb_a3,torchvision_v2"])
+def test_one_recipe_at_a_time(arg):
+    with pytest.raises(UserError, match="exclude each other"):
+        load("resnet50", arg)
+    with pytest.raises(UserError, match="config argument"):
+        load("cifar10", arg)
 
 
 @pytest.mark.parametrize("arg", ["resnet", "resnet-20", "plain20;", "fast"])

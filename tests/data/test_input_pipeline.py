@@ -8,6 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
+import evaluate
+import models
 import train
 from errors import UserError
 from input_pipeline import open_data
@@ -64,6 +66,39 @@ def test_an_epoch_shows_each_image_at_most_once(tiny):
         counts[row.tobytes()] -= 1
     assert min(counts.values()) >= 0
     assert sum(counts.values()) == 898 % 32
+
+
+def test_copies_of_an_image_lie_in_one_batch(tiny):
+    once = draw(tiny, make_mesh(), [0, 1])
+    tiny.augment.repeats = 4
+    data = open_data(tiny, make_mesh())
+    assert data.steps_per_epoch == 898 // 8
+    copies = draw(tiny, make_mesh(), [0, 1, 2, 3])
+    assert all(batch["image"].shape == (32, 8, 8, 1) for batch in copies)
+    for name in ("image", "label"):
+        of_copies = [batch[name].reshape(4, 8, *batch[name].shape[1:]) for batch in copies]
+        assert all((a == a[0]).all() for a in of_copies)
+        np.testing.assert_array_equal(np.concatenate([a[0] for a in of_copies]), once[0][name])
+
+
+def test_images_are_tested_at_a_size_of_their_own(tiny, tmp_path):
+    for split, number in (("train", 4), ("test", 2)):
+        folder = tmp_path / split / "thing"
+        folder.mkdir(parents=True)
+        for i in range(number):
+            Image.new("RGB", (40, 30), (i, 2, 3)).save(folder / f"{i}.png")
+    tiny.update(dataset=f"folder:{tmp_path}", batch_size=4)
+    tiny.data.update(resident=False, image_size=16, normalization="per_channel")
+    tiny.augment.update(kind="random_resized_crop", policy="trivial_augment", repeats=2)
+    tiny.eval.update(image_size=24, resize=25, batch_size=2)
+    check(tiny, devices=2)
+    data = open_data(tiny, make_mesh())
+    assert next(data.feed(0))["image"].shape == (4, 16, 16, 3)
+    assert next(data.evaluation("test"))["image"].shape == (2, 24, 24, 3)
+    assert data.facts.image_shape == (24, 24, 3)
+    model = models.create(tiny.model, 1)
+    variables = model.init(jax.random.key(0), jax.numpy.zeros((1, 16, 16, 3)), train=False)
+    assert evaluate.measure(model, variables, data, "test", make_mesh())["images"] == 2
 
 
 def test_validation_is_held_out(tiny):

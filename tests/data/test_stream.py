@@ -101,6 +101,35 @@ def test_global_batches_are_the_same_for_any_number_of_processes(photographs, pr
     assert_same(joined(parts), alone)
 
 
+@pytest.mark.parametrize("policy", ["trivial_augment", "rand_augment"])
+@pytest.mark.parametrize("kind", ["random_resized_crop", "pad_crop_flip"])
+def test_policies_and_copies_too(photographs, policy, kind):
+    transform = crops(kind, policy=policy, magnitude=6.0)
+    alone = train(photographs, 6, transform=transform, repeats=2, num_threads=0)
+    parts = [
+        train(photographs, 6, transform=transform, repeats=2, process_index=p, process_count=4)
+        for p in range(4)
+    ]
+    assert_same(joined(parts), alone)
+    late = train(photographs, 2, transform=transform, repeats=2, start_step=4)
+    assert_same(late, alone[4:])
+    plain = train(photographs, 6, transform=crops(kind), repeats=2)
+    assert all(
+        (a.arrays["image"] != b.arrays["image"]).any() for a, b in zip(alone, plain, strict=True)
+    )
+
+
+def test_copies_of_an_image_are_rows_apart_and_augmented_anew(photographs):
+    number = NUMBER // 4 * 4 * 4 // BATCH  # batches of one epoch of 20 images, 4 copies each
+    batches = train(photographs, number, repeats=4)
+    for batch in batches:
+        labels, images = batch.arrays["label"].reshape(4, 2), batch.arrays["image"]
+        assert (labels == labels[0]).all() and labels[0, 0] != labels[0, 1]
+        assert len({image.tobytes() for image in images}) == BATCH
+    shown = [label for batch in batches for label in batch.arrays["label"][:2].tolist()]
+    assert len(set(shown)) == len(shown) == 20  # an epoch shows each image once, in its copies
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5, 16])
 def test_batches_do_not_depend_on_threads_or_prefetch(photographs, threads):
     expected = train(photographs, 6, num_threads=1, prefetch=1)

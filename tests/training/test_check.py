@@ -28,6 +28,14 @@ def config_with(recipe, field, value):
         ("model.depth", 21),
         ("model.shortcut", "E"),
         ("optim.schedule", "exponential"),
+        ("optim.name", "rmsprop"),
+        ("optim.loss", "hinge"),
+        ("optim.beta2", 1.0),
+        ("optim.epsilon", -1.0),
+        ("augment.policy", "autoaugment"),
+        ("augment.magnitude", 11.0),
+        ("augment.repeats", 0),
+        ("eval.image_size", -1),
         ("optim.momentum_form", "caffe"),
         ("optim.learning_rate", math.nan),
         ("optim.learning_rate", -0.1),
@@ -73,6 +81,9 @@ def test_a_wrong_field_is_named_with_its_value(recipe, field, value):
         ("data.validation_split", "test", "set one of the two"),
         ("data.resident", False, "validation_size"),
         ("batch_size", 127, "the nearest sizes are 126 or 128"),
+        ("augment.policy", "trivial_augment", "data.resident=False"),
+        ("augment.repeats", 3, "a divisor of batch_size=128"),
+        ("eval.image_size", 40, "trained at"),
     ],
 )
 def test_fields_that_do_not_fit_together(field, value, named):
@@ -94,6 +105,8 @@ def test_fields_that_do_not_fit_together(field, value, named):
             "augment.area.*only data.resident=True",
         ),
         ({"eval.protocol": "10crop", "eval.resize": 200}, "eval.resize=200"),
+        ({"eval.protocol": "10crop", "eval.image_size": 288}, "expected at least 288"),
+        ({"data.normalization": "per_pixel", "eval.image_size": 288}, "eval.image_size=288"),
         ({"augment.mixup": 0.2, "batch_size": 6}, "odd number"),
     ],
 )

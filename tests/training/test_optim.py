@@ -1,10 +1,14 @@
 """Schedules and momentum against NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import models
 from configs import base
+from models.scanned import stack_blocks, unstack_blocks
 from training import optim
 
 
@@ -39,6 +43,11 @@ def test_constant_warmup():
     np.testing.assert_allclose(found, [0.01, 0.01, 0.1, 0.01], rtol=1e-5)
     low = rates([0, 4, 5], warmup_steps=5, warmup_form="constant", learning_rate=0.001)
     np.testing.assert_allclose(low, 0.001, rtol=1e-5)  # never above the rate that follows
+
+
+def test_polynomial_falls_with_the_square_of_what_is_left():
+    found = rates(range(31), schedule="polynomial", warmup_steps=5)
+    np.testing.assert_allclose(found[5:], 0.1 * (1 - np.arange(26) / 25) ** 2, atol=1e-7)
 
 
 def test_linear_scaling_rule():
@@ -76,7 +85,7 @@ def reference(form, nesterov, gradients, learning_rates, decay):
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_momentum_forms(form, nesterov):
     """The two agree while the rate is constant and differ where it drops."""
-    optimizer = optim.sgd(config(momentum_form=form, nesterov=nesterov, weight_decay=1e-2))
+    optimizer = optim.optimizer(config(momentum_form=form, nesterov=nesterov, weight_decay=1e-2))
     params = {"head": {"kernel": jnp.ones((1, 1))}}
     state = optimizer.init(params)
     gradients, rate = [0.5, -0.2, 0.3, 0.1], [0.1, 0.1, 0.01, 0.01]
@@ -105,10 +114,119 @@ def test_only_weights_decay():
 
 
 def test_clipping():
-    optimizer = optim.sgd(config(clip_norm=1.0, weight_decay=0.0))
+    optimizer = optim.optimizer(config(clip_norm=1.0, weight_decay=0.0))
     params = {"head": {"kernel": jnp.zeros((1, 2))}}
     grads = {"head": {"kernel": jnp.array([[3.0, 4.0]])}}
     updates, _ = optimizer.update(
         grads, optimizer.init(params), params, learning_rate=jnp.float32(1)
     )
     np.testing.assert_allclose(updates["head"]["kernel"], [[-0.6, -0.8]], rtol=1e-5)
+
+
+# ---- LARS, LAMB, AdamW
+
+RATE = jnp.float32(0.02)
+MODERN = {"weight_decay": 0.1, "epsilon": 1e-6, "beta2": 0.99, "trust_coefficient": 0.01}
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Of ResNet-8 with projections, biases and BN off their start too."""
+    model = models.create({"depth": 8, "stem": "cifar", "width": 4, "shortcut": "B"}, 3)
+    image = jnp.zeros((1, 8, 8, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
+    return random_like(shapes["params"], 0)
+
+
+def random_like(tree, seed):
+    leaves, structure = jax.tree.flatten(tree)
+    generator = np.random.default_rng(seed)
+    drawn = [jnp.asarray(generator.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def after_steps(optimizer, params, change=lambda tree: tree, **extra):
+    """The parameters after three steps with gradients that are drawn once and for all."""
+    params = change(params)
+    state = optimizer.init(params)
+    for seed in range(1, 4):
+        grads = change(random_like(unstack_blocks(params), seed))
+        updates, state = optimizer.update(grads, state, params, **extra)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def ours(params, change=lambda tree: tree, **fields):
+    made = optim.optimizer(config(**(MODERN | fields)))
+    return after_steps(made, params, change, learning_rate=RATE)
+
+
+def assert_equal(found, expected, which=lambda path: True):
+    number = 0
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        if which(path):
+            np.testing.assert_allclose(
+                a, b, rtol=2e-6, atol=1e-7, err_msg=jax.tree_util.keystr(path)
+            )
+            number += 1
+    return number
+
+
+def is_kernel(path):
+    return path[-1].key == "kernel"
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_lars_is_that_of_optax(params, nesterov):
+    theirs = optax.lars(
+        RATE,
+        weight_decay=0.1,
+        weight_decay_mask=optim.decay_mask,
+        trust_coefficient=0.01,
+        trust_ratio_mask=optim.decay_mask,
+        momentum=0.9,
+        nesterov=nesterov,
+    )
+    assert_equal(ours(params, name="lars", nesterov=nesterov), after_steps(theirs, params))
+
+
+def test_adamw_is_that_of_optax(params):
+    theirs = optax.adamw(RATE, 0.9, 0.99, 1e-6, weight_decay=0.1, mask=optim.decay_mask)
+    assert_equal(ours(params, name="adamw"), after_steps(theirs, params))
+
+
+def test_lamb_is_that_of_optax_on_weights_and_adam_elsewhere(params):
+    """optax's gives biases and BN a trust ratio, too."""
+    found = ours(params, name="lamb")
+    lamb = optax.lamb(RATE, 0.9, 0.99, 1e-6, weight_decay=0.1, mask=optim.decay_mask)
+    kernels = assert_equal(found, after_steps(lamb, params), is_kernel)
+    adam = after_steps(optax.adam(RATE, 0.9, 0.99, 1e-6), params)
+    others = assert_equal(found, adam, lambda path: not is_kernel(path))
+    assert (kernels, others) == (10, 19)
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_stacked_blocks_have_a_trust_ratio_each(params, name):
+    params = {"stage1": {f"block{i}": params["stage1"]["block1"] for i in (1, 2, 3)}}
+    params = random_like(params, 7)
+    found = unstack_blocks(ours(params, stack_blocks, name=name))
+    assert_equal(found, ours(params, name=name))
+
+
+def test_a_checkpoint_of_sgd_has_the_names_it_always_had(params):
+    for form, place in (("paper", 3), ("torch", 2)):
+        state = optim.optimizer(config(momentum_form=form)).init(params)
+        paths = {jax.tree_util.keystr(p, simple=True, separator=".")
+                 for p, _ in jax.tree.leaves_with_path(state)}  # fmt: skip
+        names = {jax.tree_util.keystr(p, simple=True, separator=".")
+                 for p, _ in jax.tree.leaves_with_path(params)}  # fmt: skip
+        assert paths == {f"{place}.trace.{name}" for name in names}
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb", "adamw"])
+def test_a_probe_moves_the_head_only(params, name):
+    found = ours(params, name=name, train_only="head")
+    assert_equal(found, params, lambda path: path[0].key != "head")
+    assert not np.allclose(found["head"]["kernel"], params["head"]["kernel"])

@@ -9,6 +9,7 @@ import pytest
 import input_pipeline
 import models
 from errors import UserError
+from models.scanned import unstack_blocks
 from run.mesh import make_mesh, replicate, to_host
 from training import step as train_step
 from training.check import check
@@ -199,6 +200,31 @@ def test_the_mean_is_subtracted_before_zeros_are_padded(tiny, statistics):
         np.testing.assert_array_equal(seen[crops[found[0]] == 0], 0)
         moved += found[0] // 2 != 12
     assert moved > len(padded) / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lars", "lamb", "adamw"])
+def test_other_optimisers_train_as_loops_and_unrolled(tiny, name):
+    tiny.optim.update(name=name, loss="bce", learning_rate=0.01)
+    tiny.model.update(depth=20, scan_blocks=True)
+    loops, window = run(tiny, TWO, steps=4)
+    tiny.model.scan_blocks = False
+    unrolled, same = run(tiny, TWO, steps=4)
+    assert window.bad_steps == 0 and np.isfinite(window.loss)
+    np.testing.assert_allclose(window.loss, same.loss, rtol=1e-2)
+    assert_close(unstack_blocks(loops.params), unrolled.params, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize(("threshold", "targets"), [(0.0, [0.3, 0.7, 0.0]), (0.25, [1, 1, 0])])
+def test_binary_cross_entropy_is_a_mean_over_classes(tiny, threshold, targets):
+    tiny.optim.update(loss="bce", bce_threshold=threshold)
+    logits = np.array([1.5, -0.5, 2.0])
+    probability = 1 / (1 + np.exp(-logits))
+    y = np.array(targets)
+    expected = -np.mean(y * np.log(probability) + (1 - y) * np.log(1 - probability))
+    given = jnp.array([[0.3, 0.7, 0.0]])
+    found = train_step.example_losses(tiny.optim, jnp.asarray(logits, jnp.float32)[None], given)
+    np.testing.assert_allclose(found, [expected], rtol=1e-5)
 
 
 def test_a_nan_leaves_no_trace_in_the_weights(tiny):
