@@ -4,6 +4,7 @@ The operations are Pillow's, as in the recipes that were published with them. Wh
 from the generator that is handed in, hence from the seed and the image's position in the run.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -115,7 +116,7 @@ WIDE: dict[str, Operation] = {
     "contrast": _enhanced(ImageEnhance.Contrast, 0.99),
     "sharpness": _enhanced(ImageEnhance.Sharpness, 0.99),
     "posterize": lambda image, m, sign: ImageOps.posterize(image, 8 - round(6 * m)),
-    "solarize": lambda image, m, sign: ImageOps.solarize(image, 255 * (1 - m)),
+    "solarize": lambda image, m, sign: ImageOps.solarize(image, math.ceil(255 * (1 - m))),
     "autocontrast": lambda image, m, sign: ImageOps.autocontrast(image),
     "equalize": lambda image, m, sign: ImageOps.equalize(image),
 }
