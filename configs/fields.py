@@ -49,7 +49,7 @@ _POSITIVE = Range(0, math.inf)
 FIELDS = {
     "dataset": Field(
         "tfds:imagenet2012",
-        "digits, cifar10, cifar100, fashion_mnist, mnist, tfds:NAME or folder:PATH",
+        "digits, mnist_5k, cifar10, cifar100, fashion_mnist, mnist, tfds:NAME or folder:PATH",
     ),
     "data_dir": Field("", "where TFDS keeps prepared data sets ('': TFDS's default)"),
     # JAX would take the lower half of a larger seed.

@@ -14,9 +14,9 @@ from data.sources import TfdsSource, builder_errors
 from errors import UserError
 from run import files
 
-DIGITS = "digits"
+EMBEDDED = {"digits": "Digits", "mnist_5k": "Mnist5k"}  # builders of `data.embedded`
 # The others are TFDS's own; `prepare_data.py` prepares them without TensorFlow.
-NAMES = (DIGITS, "cifar10", "cifar100", "fashion_mnist", "mnist")
+NAMES = (*EMBEDDED, "cifar10", "cifar100", "fashion_mnist", "mnist")
 
 
 class Images(NamedTuple):
@@ -28,21 +28,22 @@ class Images(NamedTuple):
 
 
 def load(name: str, split: str, data_dir: str = "") -> Images:
-    """Reads a split (TFDS syntax, such as 'train[:90%]') of `digits` or a prepared TFDS set.
+    """Reads a split (TFDS syntax, such as 'train[:90%]') of an embedded or a prepared TFDS set.
 
-    Decoded arrays of whole splits are cached beside the records. `digits` is prepared on first use.
+    Decoded arrays of whole splits are cached beside the records. An embedded set is prepared on
+    first use.
 
     Raises:
-      UserError: the set is unknown or has not been prepared (says in two lines how to), or there is
-        no such split.
+      UserError: the set is unknown, its package is not installed, or it has not been prepared (says
+        how to); or there is no such split.
     """
     if name not in NAMES:
         raise UserError(
             f"dataset={name!r}: expected one of {', '.join(NAMES)} when data.resident=True; "
             "tfds:NAME and folder:PATH need data.resident=False."
         )
-    if name == DIGITS:
-        _prepare_digits(data_dir)
+    if name in EMBEDDED:
+        _prepare_embedded(name, data_dir)
     source = TfdsSource(name, split, data_dir)
     cache = source.directory / f"decoded-{split}.npz"
     try:
@@ -84,22 +85,23 @@ def averaged(images: Images, size: int) -> Images:
     return images._replace(images=pixels.astype(np.uint8))
 
 
-def _prepare_digits(data_dir: str) -> None:
+def _prepare_embedded(name: str, data_dir: str) -> None:
     import tensorflow_datasets as tfds  # seconds to import, so only when used
 
-    from data.digits import Digits
+    from data import embedded
 
-    def builder() -> Digits:
-        return Digits(data_dir=data_dir or None, file_format="array_record")
+    def builder() -> embedded.Embedded:
+        of_name = getattr(embedded, EMBEDDED[name])
+        return of_name(data_dir=data_dir or None, file_format="array_record")
 
-    with builder_errors(DIGITS, data_directory(data_dir)):
+    with builder_errors(name, data_directory(data_dir)):
         if builder().info.splits:
             return
         with files.lock(Path(builder().data_path).parent / ".lock"):
             waited = builder()  # Another process may have prepared it while this one waited.
             if waited.info.splits:
                 return
-            tfds.disable_progress_bar()  # half a second of work
+            tfds.disable_progress_bar()  # a second of work
             try:
                 waited.download_and_prepare()
             finally:

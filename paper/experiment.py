@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 import train
-from configs import cifar10, cifar100, digits, fashion_mnist, recipes
+from configs import cifar10, cifar100, digits, fashion_mnist, mnist_5k, recipes
 from configs.fields import FIELDS
 from errors import UserError
 from run import command, logs, result
@@ -112,8 +112,8 @@ def recipe(dataset: str, network: str, networks: str = "cifar") -> tuple[ConfigD
         config = digits.get_config(f"{network},paper")
         paper = "CIFAR-10 (digits are 8×8, not 32×32, pixels)"
     else:
-        known = {"cifar10": cifar10, "cifar100": cifar100, "fashion_mnist": fashion_mnist}
-        module, paper = known.get(dataset, cifar10), "cifar10"
+        known = {m.__name__: m for m in (cifar10, cifar100, fashion_mnist, mnist_5k)}
+        module, paper = known.get(f"configs.{dataset}", cifar10), "cifar10"
         config = module.get_config(network)
         config.dataset = dataset
         if ":" in dataset:

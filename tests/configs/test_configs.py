@@ -28,7 +28,7 @@ CORE = [
     for path in (ROOT / folder).glob("*.py")
     if path != ROOT / "training" / "check.py"
 ]
-SMALL = ["cifar10", "cifar100", "fashion_mnist", "digits"]
+SMALL = ["cifar10", "cifar100", "fashion_mnist", "digits", "mnist_5k"]
 
 
 def load(name, arg=""):
