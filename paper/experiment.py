@@ -73,7 +73,7 @@ def parser(
     p.add_argument(
         "--image_size",
         type=command.positive,
-        help="side of the crops (folder:, tfds: data); small sets are averaged to it",
+        help="side of the crops (folder:, tfds:); larger images of small sets are averaged to it",
     )
     p.add_argument(
         "--validation_size", type=int, help="bold curve on held-out training images (default: test)"
@@ -189,8 +189,8 @@ def _resize(config, args, notes, entry):
     recipes.scale_schedule(config, factor)
     if args.batch_size is not None:
         config.batch_size = args.batch_size
-    if args.image_size is not None and config.data.resident:
-        whole = config.data.image_size
+    whole = config.data.image_size
+    if args.image_size is not None and config.data.resident and args.image_size < whole:
         config.data.image_size = args.image_size
         config.augment.pad = max(1, round(config.augment.pad * args.image_size / whole))
         config.eval.scales = (args.image_size,)
@@ -198,7 +198,7 @@ def _resize(config, args, notes, entry):
             f"images averaged to {args.image_size}×{args.image_size} pixels, padded by "
             f"{config.augment.pad} for the crops"
         )
-    elif args.image_size is not None:
+    elif args.image_size is not None and not config.data.resident:
         config.data.image_size = args.image_size
         if config.augment.kind == "scale_jitter":
             low, high = (round(args.image_size * side / 224) for side in (256, 480))

@@ -200,6 +200,8 @@ def test_a_small_set_is_averaged_and_padded_in_proportion():
     args = options(dataset="fashion_mnist", image_size=14)
     config, notes = experiment.configure(args, entry, seed=0)
     assert (config.data.image_size, config.augment.pad) == (14, 2)
+    smaller, _ = experiment.configure(options(dataset="digits", image_size=14), entry, seed=0)
+    assert smaller == experiment.configure(options(dataset="digits"), entry, seed=0)[0]
     assert any("averaged to 14×14" in note for note in notes)
 
 
