@@ -244,14 +244,19 @@ def train_grid(
         LOG.info("run %d of %d: %s, seed %d → %s", *place, entry.name, seed, workdir)
         final = train.train(config, workdir)
         lines = logs.read_lines(Workdir(workdir).metrics)
-        [training] = [line for line in lines if line["split"] == logs.TRAINING_IMAGES]
+        training = [line for line in lines if line["split"] == logs.TRAINING_IMAGES]
+        if not training:
+            raise UserError(
+                f"{workdir}: this run was trained without eval.training_images, so that its error "
+                "on the training images is not known; delete the folder, or take another --runs."
+            )
         runs.append(
             {
                 "name": entry.name,
                 "seed": seed,
                 "workdir": workdir,
                 "final": {k: final[k] for k in RESULTS},
-                "training": {k: training[k] for k in RESULTS},
+                "training": {k: training[0][k] for k in RESULTS},
                 "curves": curves(lines),
             }
         )
