@@ -1,10 +1,14 @@
 """Write a trained network in a form that other programs read.
 
-    python export.py --workdir=runs/x --format=stablehlo     # jax.export, any batch size
-    python export.py --workdir=runs/x --format=safetensors   # torchvision's key names
+    python export.py --workdir=runs/x --format=stablehlo      # jax.export, images of any size
+    python export.py --workdir=runs/x --format=safetensors    # torchvision's names
+    python export.py --workdir=runs/x --format=huggingface    # a folder for from_pretrained
+    python export.py --weights=resnet50.pth --format=huggingface
 
 StableHLO takes uint8 images `[batch, height, width, channels]`, normalises them itself and returns
-`{'logits', 'probabilities'}`, float32 `[batch, classes]`. It needs JAX and nothing of this code:
+`{'logits', 'probabilities'}`, float32 `[batch, classes]`. Batch, height and width are free, unless
+a mean for each pixel fixes the size; one file serves CPU, CUDA, ROCm and TPU. It needs nothing of
+this code, but `pip install jax flatbuffers`:
 
     network = jax.export.deserialize(bytearray(open('model.stablehlo', 'rb').read()))
     network.call(images)
@@ -22,6 +26,7 @@ if __name__ == "__main__":  # the imports below take seconds; `command.run` does
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,12 +37,14 @@ from safetensors.numpy import save_file
 from errors import UserError
 from run import command, files
 from run.workdir import Workdir
-from testing.opened_run import OpenedRun, load
+from testing.opened_run import OpenedRun, load, shorter_side, weights_alone
+from weights import huggingface
 from weights.torchvision import to_torch
 
-FORMATS = ("stablehlo", "onnx", "safetensors")
-FORMAT_VERSION = 1  # of the names and meanings of inputs, outputs and the .json
+FORMATS = ("stablehlo", "onnx", "safetensors", "huggingface")
+FORMAT_VERSION = 2  # of the names and meanings of inputs, outputs and the .json
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+ADVICE = "choose another --output"
 
 NO_ONNX = (
     "--format=onnx: left out, because no maintained converter writes these networks correctly. "
@@ -48,7 +55,7 @@ NO_ONNX = (
 
 
 def to_stablehlo(network: OpenedRun) -> bytes:
-    """Serializes `images → {'logits', 'probabilities'}` for any batch size (`jax.export`)."""
+    """Serializes `images → {'logits', 'probabilities'}` for images of any shape (`jax.export`)."""
     mean, std = (np.asarray(constant, np.float32) for constant in network.facts.normalization)
 
     @jax.jit
@@ -59,10 +66,17 @@ def to_stablehlo(network: OpenedRun) -> bytes:
         logits, _ = network.model.apply(network.variables, normalized, train=False)
         return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
 
-    (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *network.facts.image_shape), jnp.uint8)
+    shape = jax.export.symbolic_shape(", ".join(map(str, accepted_shape(network))))
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
     exported = jax.export.export(classify, platforms=PLATFORMS)(images)
     return bytes(exported.serialize())
+
+
+def accepted_shape(network: OpenedRun) -> tuple[str | int, ...]:
+    """Batch, height, width and channels of images, by name what is free; a mean image fixes it."""
+    height, width, channels = network.facts.image_shape
+    fixed = np.ndim(network.facts.normalization.mean) > 1
+    return ("batch", *((height, width) if fixed else ("height", "width")), channels)
 
 
 def describe(network: OpenedRun) -> dict[str, Any]:
@@ -72,7 +86,9 @@ def describe(network: OpenedRun) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "jax": jax.__version__,
         "calling_convention": jax.export.maximum_supported_calling_convention_version,
-        "input": {"dtype": "uint8", "shape": ["batch", *facts.image_shape], "order": "RGB"},
+        "input": {"dtype": "uint8", "shape": list(accepted_shape(network)), "order": "RGB"},
+        "image_shape": list(facts.image_shape),
+        "resize": shorter_side(network.config, facts.image_shape[0]),
         "normalization": facts.normalization.to_dict(),
         "label_names": list(facts.label_names),
         "dataset": facts.dataset,
@@ -87,36 +103,74 @@ def export(network: OpenedRun, kind: str, path: str | os.PathLike) -> None:
     Args:
       network: the run whose network it is.
       kind: one of `FORMATS`.
-      path: file to write; it appears complete or not at all.
+      path: file to write, or for Hugging Face a folder; each file appears complete or not at all.
 
     Raises:
-      UserError: for ONNX, and when the file cannot be written.
+      UserError: for ONNX, for a network that the format cannot have, and when nothing can be
+        written.
     """
     if kind == "onnx":
         raise UserError(NO_ONNX)
-    description = describe(network)
-    with files.explained(path, "choose another --output"), files.whole(path) as temporary:
-        if kind == "safetensors":
-            metadata = {"format": "pt", "format_version": str(FORMAT_VERSION)}
-            metadata |= {name: str(value) for name, value in description["model"].items()}
-            metadata["normalization"] = network.config.data.normalization
-            save_file(to_torch(network.variables), temporary, metadata=metadata)
-        else:
+    description = json.dumps(describe(network), indent=2)
+    path = Path(path)
+    if kind == "huggingface":
+        _write_huggingface(network, path)
+    elif kind == "safetensors":
+        metadata = {"format": "pt", "format_version": str(FORMAT_VERSION)}
+        metadata |= {name: str(value) for name, value in network.config.model.items()}
+        metadata["normalization"] = network.config.data.normalization
+        state = to_torch(network.variables, pooled=network.config.model.shortcut == "D")
+        _save(path, state, metadata | {"description": description})
+    else:
+        with files.explained(path, ADVICE), files.whole(path) as temporary:
             temporary.write_bytes(to_stablehlo(network))
-    files.write_text(f"{path}.json", json.dumps(description, indent=2), "choose another --output")
+    files.write_text(f"{path}.json", description, ADVICE)
+
+
+def _write_huggingface(network: OpenedRun, folder: Path) -> None:
+    """Weights, config.json and, if the means are of channels, preprocessor_config.json."""
+    model, facts = network.config.model, network.facts
+    huggingface.check(model)
+    state = to_torch(network.variables)
+    texts = {"config": huggingface.config_json(state, model.downsample_in, facts.label_names)}
+    mean, std = facts.normalization
+    if np.shape(mean) == (3,):
+        resize = shorter_side(network.config, facts.image_shape[0])
+        texts["preprocessor_config"] = huggingface.preprocessor_json(
+            mean, std, resize, facts.image_shape[0]
+        )
+    named = {huggingface.huggingface_name(name): array for name, array in state.items()}
+    _save(folder / huggingface.WEIGHTS[0], named, {"format": "pt"})
+    for name, fields in texts.items():
+        files.write_text(folder / f"{name}.json", json.dumps(fields, indent=2), ADVICE)
+
+
+def _save(path: Path, state: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    with files.explained(path, ADVICE), files.whole(path) as temporary:
+        save_file(state, temporary, metadata=metadata)
 
 
 def main(argv: Sequence[str] | None) -> None:
     """Runs the command."""
     parser = command.Parser("python export.py", __doc__)
-    parser.add_argument("--workdir", required=True, help="folder of the run")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", default="", help="folder of the run")
+    source.add_argument("--weights", default="", help="weight file or folder of one, without a run")
     parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--output", default="", help="file (WORKDIR/export/model.FORMAT)")
+    parser.add_argument("--output", default="", help="file or folder (WORKDIR/export/model.FORMAT)")
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
     flags = parser.parse_args(argv)
-    path = flags.output or Workdir(flags.workdir).export / f"model.{flags.format}"
-    export(load(flags.workdir, which=flags.which), flags.format, path)
-    print(f"{path}: {os.path.getsize(path):,} bytes; description in {path}.json")
+    path = Path(flags.output or Workdir(flags.workdir).export / f"model.{flags.format}")
+    if flags.weights:
+        network, said = weights_alone(flags.weights)
+        print(command.printable(said))
+    else:
+        network = load(flags.workdir, which=flags.which)
+    export(network, flags.format, path)
+    size = sum(p.stat().st_size for p in (path.iterdir() if path.is_dir() else [path]))
+    print(command.printable(f"{path}: {size:,} bytes; description in {path}.json"))
+    if flags.format == "stablehlo":
+        print("To read it: pip install jax flatbuffers (jax.export needs both).")
 
 
 if __name__ == "__main__":

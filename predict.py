@@ -1,9 +1,11 @@
 """Classify image files with a trained network.
 
     python predict.py --workdir=runs/digits-resnet20-seed0 image.jpg folder/ …
+    python predict.py --weights=resnet50.safetensors image.jpg
 
 A folder stands for the images in it and below it. Images are decoded (jpeg, png, webp, …), resized,
-cropped and normalised as the network was tested. Exit status: 0 done; 1 an image could not be read
+cropped and normalised as the network was tested; for a weight file that follows from its origin,
+and the output says what was taken. Exit status: 0 done; 1 an image could not be read
 (it is named, the others are done) or another error that the message explains; 2 wrong arguments.
 """
 
@@ -36,7 +38,7 @@ from errors import UserError
 from models.activation_map import class_activation_map
 from run import command, files
 from run.workdir import Workdir
-from testing.opened_run import OpenedRun, load
+from testing.opened_run import OpenedRun, load, shorter_side, weights_alone
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 OVERLAY_SIDE = 224  # shorter side of an overlay; smaller images are enlarged to it
@@ -83,14 +85,11 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
 def preprocess(data: bytes, config: ConfigDict, image_shape: tuple[int, int, int]) -> np.ndarray:
     """Encoded bytes → the image that the network is tested on, before normalisation.
 
-    Small images (device-resident sets) are scaled to the training images' size; others have the
-    testing protocol's shorter side and central crop.
-
     Returns:
       uint8 `[height, width, channels]` of shape `image_shape`.
     """
     height, _, channels = image_shape
-    resize = height if config.data.resident else max(height, config.eval.resize)
+    resize = shorter_side(config, height)
     image = transforms.resize_and_crop(decode(data), resize=resize, size=height)
     if channels == 1:
         image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
@@ -216,23 +215,35 @@ def _as_dict(prediction: Prediction, label_names: Sequence[str]) -> dict[str, An
 def _table(entry: dict[str, Any]) -> str:
     lines = [entry["image"] + (f"  → {entry['cam']}" if "cam" in entry else "")]
     lines += [f"  {100 * p['probability']:6.2f} %  {p['name']}" for p in entry["predictions"]]
-    return "\n".join(lines)
+    return "\n".join(map(command.printable, lines))
+
+
+def _json(entries: list[dict[str, Any]]) -> str:
+    """JSON in which whatever a terminal must not have is an escape of JSON's."""
+    text = json.dumps(entries, indent=2, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command; returns the exit status: 1 when an image could not be read."""
     parser = command.Parser("python predict.py", __doc__)
     parser.add_argument("images", nargs="+", help="image files and folders")
-    parser.add_argument("--workdir", required=True, help="folder of the run")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", default="", help="folder of the run")
+    source.add_argument("--weights", default="", help="weight file or folder of one, without a run")
     parser.add_argument("--top_k", type=command.positive, default=5, help="classes per image (5)")
     parser.add_argument("--batch_size", type=command.positive, default=32, help="at once (32)")
     parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
     parser.add_argument("--cam", action="store_true", help="write class activation maps")
-    parser.add_argument("--cam_dir", default="", help="where (WORKDIR/cam)")
+    parser.add_argument("--cam_dir", default="", help="where (WORKDIR/cam, or cam)")
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
     flags = parser.parse_args(argv)
     paths = find_images(flags.images)
-    network = load(flags.workdir, which=flags.which)
+    if flags.weights:
+        network, said = weights_alone(flags.weights)
+        print(command.printable(said), file=sys.stderr if flags.json else sys.stdout)
+    else:
+        network = load(flags.workdir, which=flags.which)
     cam_dir = Path(flags.cam_dir or Workdir(flags.workdir).cam)
     entries, failed = [], 0
     predictions = predict(
@@ -243,14 +254,15 @@ def main(argv: Sequence[str] | None) -> int:
         entries.append(entry)
         if prediction.error:
             failed += 1
-            tqdm.write(f"{prediction.path}: {prediction.error}", file=sys.stderr)
+            unread = f"{prediction.path}: {prediction.error}"
+            tqdm.write(command.printable(unread), file=sys.stderr)
             continue
         if flags.cam:
             entry["cam"] = str(save_overlay(prediction, cam_dir))
         if not flags.json:
             tqdm.write(_table(entry))
     if flags.json:
-        print(json.dumps(entries, indent=2, ensure_ascii=False))
+        print(_json(entries))
     if failed:
         print(f"{failed} of {len(paths)} images could not be read.", file=sys.stderr)
     return int(failed > 0)

@@ -50,6 +50,16 @@ def positive(text: str) -> int:
     return value
 
 
+def printable(text: str, kept: str = "") -> str:
+    """Text from outside (the name of a file, say) as a terminal may have it.
+
+    Control characters, which could move the cursor or set the title, are written as escapes; so is
+    what turns the direction of writing. Characters of `kept` stay.
+    """
+    escaped = (c if c.isprintable() or c in kept else c.encode("unicode_escape") for c in text)
+    return "".join(c if isinstance(c, str) else c.decode() for c in escaped)
+
+
 def run(
     main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None
 ) -> int:
@@ -65,7 +75,7 @@ def run(
     try:
         return main(argv) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(printable(f"error: {error}", kept="\n"), file=sys.stderr, flush=True)
         if _one_of_several():
             from run import agreement
 

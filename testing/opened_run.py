@@ -6,11 +6,15 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 import models
 import weights
+from configs import base
+from data.class_names import imagenet_classes
 from data.facts import Facts, read_facts
+from data.normalization import CONSTANTS, Normalization
 from errors import UserError
 from run.checkpoint import Checkpoints
 from run.workdir import Workdir
@@ -36,6 +40,14 @@ class OpenedRun(NamedTuple):
     model: nn.Module
     variables: Any
     step: int
+
+
+def shorter_side(config: ConfigDict, height: int) -> int:
+    """To which an image's shorter side is resized before the central crop of `height` pixels.
+
+    Small images (device-resident sets) are scaled to the crop; others have the testing protocol's.
+    """
+    return height if config.data.resident else max(height, config.eval.resize)
 
 
 def load(workdir: str, which: str = "last") -> OpenedRun:
@@ -82,6 +94,43 @@ def from_weight_file(config: ConfigDict, facts: Facts) -> OpenedRun:
     for note in notes:
         LOG.info(note)
     return OpenedRun(config.init_from, config, facts, model, variables, 0)
+
+
+def weights_alone(path: str) -> tuple[OpenedRun, str]:
+    """Opens a weight file without a workdir: what its arrays do not say follows from its origin.
+
+    Args:
+      path: a file, a folder or 'FILE#PART', as `weights.load_weights` takes them.
+
+    Returns:
+      The network, and a sentence that says what was taken to be so.
+
+    Raises:
+      UserError: the file cannot be read, or holds no network that can be built here.
+    """
+    found = weights.describe(path)
+    config = base.base()
+    config.init_from = path
+    config.model.update(found.model)
+    config.data.image_size, config.eval.resize = found.image_shape[0], found.resize
+    if isinstance(found.normalization, str):
+        config.data.normalization = found.normalization
+        normalization, how = CONSTANTS[found.normalization], found.normalization
+    else:
+        normalization = Normalization(*(np.asarray(c, np.float32) for c in found.normalization))
+        per_channel = normalization.mean.ndim == 1
+        config.data.normalization = "per_channel" if per_channel else "per_pixel"
+        how = f"mean {normalization.mean}, deviation {normalization.std}" if per_channel else "own"
+    names = found.label_names or tuple(imagenet_classes())
+    facts = Facts(found.origin, names, found.image_shape, normalization, num_train=0)
+    which = "ImageNet's" if not found.label_names else f"{names[0]!r} … {names[-1]!r}"
+    said = (
+        f"{path}: {found.name} of {found.origin}; shorter side {found.resize}, "
+        f"central crop {found.image_shape[0]}; normalisation: {how}; {len(names)} classes: {which}"
+    )
+    if found.assumed:
+        said += f". Assumed, since the file does not say it: {' and '.join(found.assumed)}"
+    return from_weight_file(config, facts), f"{said}."
 
 
 def _network(config, facts):

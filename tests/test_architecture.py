@@ -27,7 +27,7 @@ ALLOWED = {  # room → rooms that it may import; `errors` may be imported by al
     "weights": {"models"},
     "data": {"run"},
     "training": {"configs", "models", "weights", "data", "run"},
-    "testing": {"models", "weights", "data", "run"},
+    "testing": {"configs", "models", "weights", "data", "run"},
     "input_pipeline": {"data", "run"},
     "evaluate": {"input_pipeline", "data", "run", "testing", "training"},
     "train": {"input_pipeline", "evaluate", "models", "data", "run", "training"},

@@ -187,9 +187,10 @@ def describe(path: str | os.PathLike) -> Description:
     if not all(name in file.tensors for name in HEAD):
         names = " and ".join(map(file.theirs, HEAD))
         raise UserError(f"{file.path}: has no head ({names}), so it names no classes.")
-    stem = file.tensors["params/stem_conv/kernel"].array
+    stem = next(t.array for path, t in file.tensors.items() if path.startswith("params/stem_conv"))
     return file.conventions.describe(
         file.path,
+        network.name,
         file.origin,
         network.fields | dict(file.fields),
         channels=stem.shape[2],

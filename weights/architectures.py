@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models import FIELDS
-from models.resnet import IMAGENET
+from models.resnet import IMAGENET, STEMS
 from weights.files import Tensor
 
 HEAD = ("params/head/kernel", "params/head/bias")
@@ -48,11 +47,11 @@ OTHERS = {
 }
 # Filters that have no weights leave no trace but in the name.
 ANTI_ALIASED = re.compile(r"blur|anti.?alias|resnetaa|(?<![a-z])aa(?![a-z])", re.I)
-MORE_DEPTHS = (10, 14, 26, 200, 269)  # that others have built of bottlenecks or basic blocks
+MORE_DEPTHS = (10, 14, 26, 269)  # that others have built of bottlenecks or basic blocks
 NAMELESS = re.compile(r"(pytorch_)?model\b", re.I)
 READ = (
-    f"Read are ResNet-{', '.join(map(str, IMAGENET))} and CIFAR's networks of 6n+2 layers; choose "
-    "a file of one of them."
+    f"Read are ResNet-{', '.join(map(str, IMAGENET))} (also wide, grouped, in C and D form) and "
+    "CIFAR's networks of 6n+2 layers; choose a file of one of them."
 )
 
 
@@ -92,23 +91,12 @@ def identify(tensors: Mapping[str, Tensor]) -> Network:
     sizes = [len(blocks) for blocks in stages]
     layers = {last for blocks in stages for last in blocks.values()}
     shape = f"{' + '.join(map(str, sizes))} blocks of {max(layers)} convolutions"
-    fields, odd = _stem(tensors, len(sizes))
-    kind, suffix = "ResNet", ""
-    if max(layers) == 3:
-        groups, per_group = _middle(tensors)
-        fields |= {"groups": groups, "width_per_group": per_group}
-        if groups > 1:
-            kind, suffix = "ResNeXt", f" {groups}x{per_group}d"
-        elif per_group % 32 == 0 and per_group != 64:
-            kind, suffix = "Wide ResNet", f" of width {per_group}"
-    fields |= _depth(fields, sizes, max(layers))
-    depth = fields.get("depth", 2 + sum(sizes) * max(layers))
-    named = "depth" in fields or depth in MORE_DEPTHS
-    name = f"{kind}-{depth}{suffix}" if named else f"{kind}{suffix} of {shape}"
-    projections = sum(path.endswith("shortcut_conv/kernel") for path in tensors)
-    fields["shortcut"] = "A" if not projections else "C" if projections == sum(sizes) else "B"
-    fields["preactivation"] = preactivated
-    lacking = [f for f in ("groups", "width_per_group") if f in fields and f not in FIELDS]
+    width, groups, per_group = _first_block(tensors, max(layers))
+    fields, odd = _stem(tensors, width, len(sizes))
+    fields |= {"width": width, "groups": groups, "width_per_group": per_group}
+    fields |= _depth(fields["stem"], sizes, max(layers))
+    fields |= {"shortcut": _shortcut(tensors, sizes), "preactivation": preactivated}
+    name = _name(fields, sizes, max(layers), shape)
     if module := _first(MODULES, sources):
         name, why_not = module.format(name), "it has arrays that no network here has"
     elif not any(path.startswith("batch_stats/") for path in tensors):
@@ -118,11 +106,22 @@ def identify(tensors: Mapping[str, Tensor]) -> Network:
         name, why_not = f"{name} {odd}", "no network here has that"
     elif "depth" not in fields or len(layers) > 1:
         why_not = "no model.depth has these stages"
-    elif lacking and kind != "ResNet":
-        why_not = "the bottlenecks here are neither grouped nor widened"
     else:
         why_not = ""
-    return Network(name, {f: v for f, v in fields.items() if f in FIELDS}, why_not, shape)
+    return Network(name, fields, why_not, shape)
+
+
+def _name(fields, sizes, layers, shape):
+    """'ResNet-50', 'ResNeXt-50 32x4d', 'ResNet-50-D', …"""
+    kind, suffix, groups, per_group = "ResNet", "", fields["groups"], fields["width_per_group"]
+    if groups > 1:
+        kind, suffix = "ResNeXt", f" {groups}x{per_group}d"
+    elif per_group % 32 == 0 and per_group != 64:
+        kind, suffix = "Wide ResNet", f" of width {per_group}"
+    depth = fields.get("depth", 2 + sum(sizes) * layers)
+    number = f"-{depth}" if "depth" in fields or depth in MORE_DEPTHS else ""
+    form = "" if fields["stem"] != "deep" else "-D" if fields["shortcut"] == "D" else "-C"
+    return f"{kind}{number}{form}{suffix}" + ("" if number else f" of {shape}")
 
 
 def _first(table, names):
@@ -140,31 +139,48 @@ def _stages(tensors):
     return [stages[stage] for stage in sorted(stages)]
 
 
-def _middle(tensors):
-    """Groups of the first bottleneck's 3×3 convolution, and their width where stages have 64."""
-    kernels = [tensors.get(f"params/stage1/block1/conv{i}/kernel") for i in (1, 2, 3)]
-    if any(kernel is None or kernel.array.ndim != 4 for kernel in kernels):
-        return 1, 64
-    (*_, wide), (*_, each, _), (*_, out) = (kernel.array.shape for kernel in kernels)
-    return max(1, wide // max(1, each)), round(64 * 4 * each / out)
+def _first_block(tensors, layers):
+    """Width of the first stage, groups of its first 3×3 convolution, and width_per_group."""
+    shapes = [
+        tensors[path].array.shape if path in tensors else ()
+        for path in (f"params/stage1/block1/conv{i}/kernel" for i in range(1, layers + 1))
+    ]
+    if layers != 3 or any(len(shape) != 4 for shape in shapes):
+        return shapes[-1][-1] if shapes[-1] else 0, 1, 64
+    (*_, wide), (*_, each, _), (*_, out) = shapes
+    return out // 4, max(1, wide // max(1, each)), round(64 * each / max(1, out // 4))
 
 
-def _stem(tensors, stages):
-    """Fields that the stem shows, and what is odd about it, or ''."""
-    stem = tensors.get("params/stem_conv/kernel")
-    if stem is None or stem.array.ndim != 4:
-        pooled = any(t.source.endswith("0.downsample.2.weight") for t in tensors.values())
-        return {}, f"in {'D' if pooled else 'C'} form (a stem of several convolutions)"
-    size, _, _, width = stem.array.shape
-    fields = {"stem": "imagenet" if size == 7 else "cifar", "width": width}
-    if (size, stages) not in ((7, 4), (3, 3)):
-        return fields, f"with a {size}×{size} stem before {stages} stages"
-    return fields, ""
+def _stem(tensors, width, stages):
+    """The field `stem`, and what is odd about the stem, or ''."""
+    sizes = [
+        shape
+        for name in ("stem_conv", "stem_conv1", "stem_conv2", "stem_conv3")
+        if (tensor := tensors.get(f"params/{name}/kernel"))
+        and len(shape := tensor.array.shape) == 4
+    ]
+    kernels, channels = [s[0] for s in sizes], [s[-1] for s in sizes]
+    for stem, layers in STEMS.items():
+        expected = [int(share * width) for share, *_ in layers]
+        if kernels == [size for _, size, _ in layers] and stages == (3 if stem == "cifar" else 4):
+            odd = "" if channels == expected else f"with a stem of {channels} channels"
+            return {"stem": stem}, odd
+    deep = len(kernels) == 3
+    kind = "×".join(map(str, 2 * kernels[:1])) or "foreign"
+    return {"stem": "deep" if deep else "imagenet"}, f"with a {kind} stem before {stages} stages"
 
 
-def _depth(fields, sizes, layers):
+def _shortcut(tensors, sizes):
+    """Which shapes are projected, and whether behind a mean pool."""
+    projections = [t for path, t in tensors.items() if path.endswith("shortcut_conv/kernel")]
+    if any(t.source.endswith("downsample.1.weight") for t in projections):
+        return "D"
+    return "A" if not projections else "C" if len(projections) == sum(sizes) else "B"
+
+
+def _depth(stem, sizes, layers):
     """`depth`, and `block` where the depth alone does not tell it, of stages of these sizes."""
-    if fields.get("stem") == "cifar":
+    if stem == "cifar":
         if len(sizes) != 3 or len(set(sizes)) > 1:
             return {}
         depth = {"depth": 2 + sum(sizes) * layers}

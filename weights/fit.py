@@ -93,7 +93,7 @@ def _networks(network: Network, wanted):
 
 def _advice(network, found, wanted, model_config):
     """What would help: fields to set, a new head, other images."""
-    stem = "params/stem_conv/kernel"
+    stem = next((name for name in wanted if name.startswith("params/stem_conv")), "")
     steps = [
         f"model.{name}={value}"
         for name, value in network.fields.items()
@@ -103,7 +103,7 @@ def _advice(network, found, wanted, model_config):
     advice = [f"Set {', '.join(steps)}"] if steps else []
     if not any(name in found for name in HEAD):
         advice.append("A file without a head needs replace_head=True")
-    channels = [part[stem].shape[2] for part in ({stem: found[stem].array}, wanted) if stem in part]
+    channels = [found[stem].array.shape[2], wanted[stem].shape[2]] if stem in found else []
     if len(set(channels)) > 1:
         advice.append(f"its images have {channels[0]} channels, and the data's {channels[1]}")
     if not advice:

@@ -36,6 +36,20 @@ EXPECTED = {
     "hidden_act": "relu",
     "downsample_in_first_stage": False,
 }
+# What config.model must be for there to be such a network.
+EXPRESSIBLE = {
+    "stem": "imagenet",
+    "stem_pool": "padded",
+    "residual": True,
+    "shortcut": "B",
+    "preactivation": False,
+    "variant": "none",
+    "shortcut_scale": 1.0,
+    "residual_scale": 1.0,
+    "output_stride": 32,
+    "groups": 1,
+    "width_per_group": 64,
+}
 
 
 def weight_file(folder: Path, suffixes: Sequence[str]) -> Path:
@@ -195,6 +209,16 @@ def _json(path: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("no JSON object")
     return found
+
+
+def check(model_config: Mapping[str, Any]) -> None:
+    """Raises a UserError for a network that Hugging Face's ResNets cannot be."""
+    for name, expected in EXPRESSIBLE.items():
+        if model_config.get(name, expected) != expected:
+            raise UserError(
+                f"--format=huggingface: model.{name}={model_config[name]!r}, and Hugging Face's "
+                f"ResNets have {expected!r} alone; use --format=safetensors."
+            )
 
 
 def config_json(

@@ -22,6 +22,7 @@ class Description(NamedTuple):
     """Enough to classify images with a weight file.
 
     Attributes:
+      name: of the network, e.g. 'ResNet-50'.
       origin: where the file comes from, in words.
       model: fields of `config.model`.
       image_shape: height, width, channels of what the network is shown.
@@ -32,6 +33,7 @@ class Description(NamedTuple):
       assumed: what is not known, and taken to be as above.
     """
 
+    name: str
     origin: str
     model: dict[str, Any]
     image_shape: tuple[int, int, int]
@@ -95,7 +97,14 @@ class Conventions(NamedTuple):
         return notes
 
     def describe(
-        self, path: str, origin: str, fields: Mapping[str, Any], *, channels: int, num_classes: int
+        self,
+        path: str,
+        name: str,
+        origin: str,
+        fields: Mapping[str, Any],
+        *,
+        channels: int,
+        num_classes: int,
     ) -> Description:
         """Everything that classifying needs, with defaults for what is not known.
 
@@ -113,10 +122,10 @@ class Conventions(NamedTuple):
         if not normalization or not (imagenet or self.label_names or self.constants):
             normalization = normalization or "imagenet"
             assumed.append("normalisation")
-        if channels != 3 and not self.constants:
+        if channels != 3 and (channels != 1 or not self.constants):
             raise UserError(
-                f"{path}: takes images of {channels} channel(s), and nothing says how they are "
-                "normalised; start a run from it with --config.init_from instead."
+                f"{path}: takes images of {channels} channel(s); expected 3, or 1 and a "
+                "preprocessor_config.json that says how they are normalised."
             )
         names = self.label_names
         if names is not None and len(names) != num_classes:
@@ -124,9 +133,16 @@ class Conventions(NamedTuple):
             assumed.append("class names")
         if names is None and not imagenet:
             names = tuple(f"class {i}" for i in range(num_classes))
-        shape = (size, size, channels)
         return Description(
-            origin, model, shape, resize or size, normalization, names, num_classes, tuple(assumed)
+            name,
+            origin,
+            model,
+            (size, size, channels),
+            resize or size,
+            normalization,
+            names,
+            num_classes,
+            tuple(assumed),
         )
 
 
@@ -162,7 +178,7 @@ def exported(path: Path, metadata: Mapping[str, str]) -> tuple[Conventions, dict
             known = known._replace(
                 constants=(constants["mean"], constants["std"]),
                 label_names=tuple(said["label_names"]),
-                image_size=said["input"]["shape"][1],
+                image_size=said.get("image_shape", said["input"]["shape"][1:])[0],
                 resize=said.get("resize"),
             )
     return known, fields
