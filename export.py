@@ -6,9 +6,9 @@
     python export.py --weights=resnet50.pth --format=huggingface
 
 StableHLO takes uint8 images `[batch, height, width, channels]`, normalises them itself and returns
-`{'logits', 'probabilities'}`, float32 `[batch, classes]`. Batch, height and width are free, unless
-a mean for each pixel fixes the size; one file serves CPU, CUDA, ROCm and TPU. It needs nothing of
-this code, but `pip install jax flatbuffers`:
+`{'logits', 'probabilities'}`, float32 `[batch, classes]`. Batch, height and width are free
+(`accepted_shape` says when not); one file serves CPU, CUDA, ROCm and TPU. It needs nothing of this
+code, but `pip install jax flatbuffers`:
 
     network = jax.export.deserialize(bytearray(open('model.stablehlo', 'rb').read()))
     network.call(images)
@@ -73,10 +73,19 @@ def to_stablehlo(network: OpenedRun) -> bytes:
 
 
 def accepted_shape(network: OpenedRun) -> tuple[str | int, ...]:
-    """Batch, height, width and channels of images, by name what is free; a mean image fixes it."""
-    height, width, channels = network.facts.image_shape
-    fixed = np.ndim(network.facts.normalization.mean) > 1
-    return ("batch", *((height, width) if fixed else ("height", "width")), channels)
+    """Batch, height, width and channels of images, by name what is free.
+
+    A mean image fixes height and width. Where a shortcut strides by selecting or averaging pixels,
+    or the stem's pool is not padded, they are multiples of the network's stride: JAX cannot show of
+    all sizes that the shapes agree.
+    """
+    model, (height, width, channels) = network.config.model, network.facts.image_shape
+    if np.ndim(network.facts.normalization.mean) > 1:
+        return ("batch", height, width, channels)
+    if model.shortcut in ("B", "C") and model.stem_pool == "padded":
+        return ("batch", "height", "width", channels)
+    stride = 4 if model.stem == "cifar" else 32
+    return ("batch", f"{stride}*height", f"{stride}*width", channels)
 
 
 def describe(network: OpenedRun) -> dict[str, Any]:

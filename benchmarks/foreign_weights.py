@@ -118,7 +118,7 @@ def _record(model: Any, stages: list[Any], folder: Path, origin: str, name: str)
         out = model(images)
     found["logits"] = getattr(out, "logits", out).numpy()
     path = folder / f"{origin}-{name}.npz"
-    np.savez(path, images=images.permute(0, 2, 3, 1).numpy(), **found)
+    np.savez(path, **found | {"images": images.permute(0, 2, 3, 1).numpy()})  # type: ignore[arg-type]
     print(path, flush=True)
 
 

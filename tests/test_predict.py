@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import export
 import predict
 from data import small_sets, transforms
 from data.normalization import normalize
@@ -114,6 +115,33 @@ def test_table_and_overlays(run, tmp_path, capsys):
     assert Image.open(written).size == (224, 224)
 
 
+def test_a_weight_file_predicts_as_its_run_does(run, tmp_path, capsys):
+    workdir, folder, _ = run
+    path = tmp_path / "m.safetensors"
+    export.export(opened_run.load(workdir), "safetensors", path)
+    assert predict.main([f"--weights={path}", str(folder), "--json"]) == 0
+    alone, said = capsys.readouterr()
+    assert "ResNet-8 of export.py" in said and "central crop 8" in said
+    assert predict.main([f"--workdir={workdir}", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(alone)
+    assert predict.main([f"--weights={path}", str(folder / "a0.png")]) == 0
+    assert capsys.readouterr().out.startswith(str(path))
+
+
+def test_control_characters_of_names_are_escaped(run, tmp_path, capsys):
+    workdir, folder, _ = run
+    for name in ("a\x1b]0;title\x07.png", "b\x1b[31m.png", "c\u202e.png", "d\x9b.png"):
+        (tmp_path / name).write_bytes((folder / "a0.png").read_bytes())
+    (tmp_path / "e\x1b[2J.png").write_bytes(b"no image")
+    for options in ([], ["--json"]):
+        assert predict.main([f"--workdir={workdir}", str(tmp_path), *options]) == 1
+        output, errors = capsys.readouterr()
+        assert all(c.isprintable() or c == "\n" for c in output)
+        assert "\x1b" not in errors.replace("\r", "") and "e\\x1b[2J.png" in errors
+    assert [Path(entry["image"]).name[0] for entry in json.loads(output)] == list("abcde")
+    assert json.loads(output)[1]["image"].endswith("b\x1b[31m.png")
+
+
 def test_overlay_is_red_where_the_map_is_high():
     heat = np.array([[0.0, 1.0]], np.float32)
     picture = np.asarray(predict.overlay(np.full((300, 600, 3), 128, np.uint8), heat))
@@ -132,5 +160,7 @@ def test_exit_codes(tmp_path):
     absent = status(f"--workdir={tmp_path}", "image.png")
     assert absent.returncode == 1 and "config.json" in absent.stderr
     assert "Traceback" not in absent.stderr
+    neither = status("image.png")
+    assert neither.returncode == 2 and "--weights" in neither.stderr
     wrong = status(f"--workdir={tmp_path}", "--top_k=0", "image.png")
     assert wrong.returncode == 2 and "expected a number" in wrong.stderr

@@ -77,7 +77,7 @@ def _open_torch(path: Path, part: str) -> _File:
     arrays, notes = checkpoints.state_dict(tree, path, part)
     origin, known = "torchvision or timm", TORCHVISION
     rename: Callable[[str], str] = str
-    theirs = torchvision.torch_name
+    theirs: Callable[[str], str] = torchvision.torch_name
     if huggingface.has_names(arrays):
         origin, rename, theirs = "Hugging Face", huggingface.torchvision_name, _of_huggingface
     fields: Mapping[str, Any] = {}

@@ -21,7 +21,9 @@ RESNET50 = {"depth": 50, "width": 4}
 def network(fields=RESNET50, **changes):
     """torch key → array of a network of ours, with changes; None leaves an array out."""
     zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), abstract(fields))
-    state = to_torch(zeros) | {k.replace("/", "."): v for k, v in changes.items()}
+    state = to_torch(zeros, pooled=fields.get("shortcut") == "D") | {
+        k.replace("/", "."): v for k, v in changes.items()
+    }
     return {key: array for key, array in state.items() if array is not None}
 
 
@@ -30,8 +32,10 @@ def ones(*shape):
 
 
 WITHOUT_STATISTICS = {k: None for k in network() if "running" in k or "tracked" in k}
-DEEP_STEM = {"conv1.weight": None, "conv1.0.weight": ones(2, 3, 3, 3)}
-D_SHORTCUT = {"layer2.0.downsample.2.weight": ones(32)}
+S_STEM = {
+    "conv1.weight": None,
+    **{f"conv1.{i}.weight": ones(n, 4, 3, 3) for i, n in ((0, 4), (3, 4), (6, 8))},
+}
 OTHERS = {
     "SE-ResNet-50": {"layer1.0.se.fc1.weight": ones(4, 16, 1, 1)},
     "ECA-ResNet-50": {"layer1.0.se.conv.weight": ones(1, 1, 3)},
@@ -42,8 +46,8 @@ OTHERS = {
     "anti-aliased ResNet-50": {"layer2.0.conv3.0.filt": ones(4, 1, 3, 3)},
     "quantised ResNet-50": {"layer1.0.conv1.scale": ones()},
     "ResNet-50 without running averages (group normalisation)": WITHOUT_STATISTICS,
-    "ResNet-50 in C form": DEEP_STEM,
-    "ResNet-50 in D form": DEEP_STEM | D_SHORTCUT,
+    "ResNet-50-C with a stem of [4, 4, 8] channels": S_STEM,
+    "ResNet-50 with a 3×3 stem before 4 stages": {"conv1.weight": ones(4, 3, 3, 3)},
     "CIFAR repository": {"linear.weight": ones(5, 64), "fc.weight": None},
 }
 NO_RESNETS = {
@@ -97,13 +101,17 @@ def test_depths_that_are_not_in_the_table_have_no_invented_number(sizes, name):
         {"depth": 34, "width": 2, "shortcut": "A"},
         {"depth": 50, "width": 2, "shortcut": "C"},
         {"depth": 101, "width": 2},
+        {"depth": 50, "width": 4, "stem": "deep"},
+        {"depth": 18, "width": 4, "stem": "deep", "shortcut": "D"},
+        {"depth": 50, "width": 16, "groups": 8, "width_per_group": 4},
+        {"depth": 50, "width": 4, "width_per_group": 128},
         CIFAR | {"shortcut": "A"},
         CIFAR | {"depth": 14, "preactivation": True, "shortcut": "B"},
     ],
 )
 def test_fields_of_ours_are_seen(fields):
     found = identify(from_torch(network(fields)))
-    assert not found.why_not and found.name == f"ResNet-{fields['depth']}"
+    assert not found.why_not and f"-{fields['depth']}" in found.name
     assert {name: found.fields[name] for name in fields} == fields
     assert set(found.fields) <= set(models.FIELDS)
 
@@ -120,6 +128,13 @@ def test_the_refusal_names_file_network_and_arrays_and_no_field(tmp_path):
     for expected in (str(path), "SE-ResNet-50", "1 unknown: layer1.0.se.fc1.weight", "ResNet-18"):
         assert expected in words
     assert "model." not in words
+
+
+def test_grouped_and_wide_networks_are_named_with_the_fields_to_set(tmp_path):
+    grouped = {"depth": 50, "width": 16, "groups": 8, "width_per_group": 4}
+    words = refusal(write(tmp_path / "x.safetensors", grouped), {"depth": 50, "width": 16})
+    assert "ResNeXt-50 8x4d" in words
+    assert words.endswith("Set model.groups=8, model.width_per_group=4.")
 
 
 def test_advice_names_the_fields_that_differ_and_no_other(tmp_path):
