@@ -4,12 +4,13 @@
 
 The protocols themselves are in `testing/protocols.py`. A pass compiles once per network and shape
 of batch: once for the center crop and 10-crop, and for multi-scale testing of streamed images once
-per bucket of aspect ratios that occurs, at most 15.
+per bucket of aspect ratios that occurs (`testing/padded.py`): of photographs up to 2:1 at most 15.
 """
 
 import collections
 import datetime
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from run.agreement import agreed
 from run.checkpoint import checksums
 from run.mesh import DATA_AXIS, make_mesh
 from run.workdir import Workdir
-from testing import fitting, opened_run, precise_bn, protocols
+from testing import fitting, opened_run, padded, precise_bn, protocols
 from testing.opened_run import OpenedRun
 from training.check import check
 from training.start import adopted, check_labels
@@ -271,27 +272,32 @@ def _multiscale_passes(config, data):
     source = data.source(e.split)
     buckets = {}
     for i in tqdm(range(len(source)), desc="image sizes", unit="image", disable=None):
-        buckets.setdefault(_bucket(source, i), []).append(i)
+        buckets.setdefault(_bucket(source, i, e.scales), []).append(i)
     for bucket, indices in sorted(buckets.items()):
         yield _bucket_pass(data, e, bucket, indices)
 
 
-def _bucket(source, index):
+def _bucket(source, index, scales):
     try:
-        return protocols.aspect_bucket(*image_size(source[index].image))
+        return padded.aspect_bucket(*image_size(source[index].image), scales)
     except (DecodeError, OSError, ValueError, RuntimeError):
         return 0  # the pass itself reports it, as config.data.on_corrupt says
 
 
 def _bucket_pass(data, e, bucket, indices):
-    shapes = tuple(protocols.bucket_shape(bucket, scale) for scale in e.scales)
+    shapes = tuple(padded.bucket_shape(bucket, scale) for scale in e.scales)
     views = functools.partial(protocols.unpacked, shapes=shapes)
 
     def transform(encoded):
-        return protocols.pack_scales(decode(encoded), shapes)
+        return padded.pack_scales(decode(encoded), shapes)
 
-    size = sum(3 * height * width for height, width in shapes)
-    batches = data.evaluation_with(e.split, transform, (size,), np.asarray(indices))
+    batches = data.evaluation_with(
+        e.split,
+        transform,
+        (padded.packed_size(shapes),),
+        np.asarray(indices),
+        smaller=math.ceil(padded.ASPECTS[abs(bucket)] / 2),  # long images take more memory
+    )
     return protocols.Protocol(e.protocol, views, True), batches
 
 

@@ -121,13 +121,18 @@ class Streamed:
         transform: stream.EvalTransform,
         shape: Sequence[int],
         indices: np.ndarray | None = None,
+        smaller: int = 1,
     ) -> Iterator[Batch]:
-        """The same with another transform, bytes → uint8 `shape`, over all or some records."""
+        """The same with another transform, bytes → uint8 `shape`, over all or some records.
+
+        Batches are `smaller` times smaller than `eval.batch_size`, as far as the devices allow.
+        """
         source = self.source(split)
+        size = max(1, self._config.eval.batch_size // smaller)
         batches = stream.eval_stream(
             source if indices is None else _Subset(source, indices),
             transform,
-            **self._host_options(whole_batch(self._config.eval.batch_size, self._mesh), shape),
+            **self._host_options(whole_batch(size, self._mesh), shape),
         )
         return self.corrupt.watch(split, batches)
 

@@ -1,7 +1,7 @@
 """The paper's testing protocols: which views of an image are scored, and what is averaged.
 
-A protocol turns uint8 images into normalised float views `[batch, views, height, width, channels]`,
-one array per shape; `log_probabilities` scores them. Everything here runs inside a compiled step.
+A protocol turns uint8 images into normalised float views, one `View` per shape; `log_probabilities`
+scores them. Everything here runs inside a compiled step.
 """
 
 import math
@@ -11,21 +11,31 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
-from PIL import Image
 
 from data import transforms
 from data.normalization import Normalization, normalize
 from errors import UserError
+from testing import padded
 
-Views = tuple[Array, ...]
+
+class View(NamedTuple):
+    """Views of one shape, of each image of a batch.
+
+    Attributes:
+      images: normalised `[batch, views, height, width, channels]`.
+      sizes: height and width of each image where it is smaller (`testing.padded`), int32
+        `[batch, 2]`; None where the images fill theirs.
+    """
+
+    images: Array
+    sizes: Array | None = None
+
+
+Views = tuple[View, ...]
 
 TOP_K = 5
-# Longer over shorter side of what multi-scale testing scores. An image takes the nearest, so that
-# there are at most 15 shapes per scale (both orientations); photographs are mostly 4/3 and 3/2.
-ASPECTS = (1, 9 / 8, 5 / 4, 4 / 3, 3 / 2, 5 / 3, 16 / 9, 2)
 
 
 class Protocol(NamedTuple):
@@ -44,7 +54,7 @@ class Protocol(NamedTuple):
 
 def single_view(images: Array, normalization: Normalization) -> Views:
     """The image as it is: the center crop, or the CIFAR networks' single view (section 4.2)."""
-    return (normalize(images, *normalization)[:, None],)
+    return (View(normalize(images, *normalization)[:, None]),)
 
 
 CENTER = Protocol("center", single_view)
@@ -52,7 +62,7 @@ CENTER = Protocol("center", single_view)
 
 def crops_as_they_come(images: Array, normalization: Normalization) -> Views:
     """Crops that the host has cut already: uint8 `[batch, crops, height, width, channels]`."""
-    return (_normalized(images, normalization),)
+    return (View(_normalized(images, normalization)),)
 
 
 def ten_crops(images: Array, normalization: Normalization, *, pad: int) -> Views:
@@ -79,20 +89,22 @@ def resized_on_device(
     batch, count, height, width, channels = views.shape
     shapes = [transforms.resized_shape(height, width, scale) for scale in scales]
     return tuple(
-        jax.image.resize(views, (batch, count, h, w, channels), "linear") for h, w in shapes
+        View(jax.image.resize(views, (batch, count, h, w, channels), "linear")) for h, w in shapes
     )
 
 
 def unpacked(
     images: Array, normalization: Normalization, *, shapes: Sequence[tuple[int, int]]
 ) -> Views:
-    """Image and mirror image at each of `shapes`, from `pack_scales`'s bytes `[batch, size]`."""
-    views, start = [], 0
-    for height, width in shapes:
-        stop = start + height * width * 3
-        image = images[:, start:stop].reshape(-1, height, width, 3)
-        views.append(_normalized(_with_mirror(image), normalization))
-        start = stop
+    """Image and mirror image at its own shape for each scale, from `padded.pack_scales`'s bytes."""
+    views = []
+    for image, sizes in padded.unpack(images, shapes):
+        mean, std = (jnp.asarray(constant, jnp.float32) for constant in normalization)
+        if mean.ndim == 3:
+            mean = padded.resized(mean, sizes, image.shape[1:3])[:, None]
+        both = jnp.stack([image, padded.mirrored(image, sizes)], axis=1)
+        mean, std = (c.reshape((1,) * (both.ndim - c.ndim) + c.shape) for c in (mean, std))
+        views.append(View((both.astype(jnp.float32) - mean) / std, sizes))
     return tuple(views)
 
 
@@ -121,19 +133,24 @@ def log_probabilities(
     Args:
       model: a network of `models.create`.
       variables: its `params` and `batch_stats`.
-      views: tuple of normalised `[batch, views, height, width, channels]`.
+      views: of each image, one per shape.
       averages_scores: see `Protocol`.
     """
 
-    def score(images):
-        _, endpoints = model.apply(variables, images, train=False)
-        return endpoints["logits_map"].mean((1, 2))
+    def scores(view):
+        def score(images):
+            if view.sizes is not None:
+                return padded.mean_scores(model, variables, images, view.sizes)
+            _, endpoints = model.apply(variables, images, train=False)
+            return endpoints["logits_map"].mean((1, 2))
 
-    # One view at a time: the memory of a plain evaluation step, however many views there are.
-    scores = jnp.concatenate([jax.lax.map(score, jnp.moveaxis(v, 1, 0)) for v in views])
+        # One at a time: the memory of a plain evaluation step, however many views there are.
+        return jax.lax.map(score, jnp.moveaxis(view.images, 1, 0))
+
+    of_views = jnp.concatenate([scores(view) for view in views])
     if averages_scores:
-        return jax.nn.log_softmax(scores.mean(0))
-    return mean_log_probabilities(jax.nn.log_softmax(scores))
+        return jax.nn.log_softmax(of_views.mean(0))
+    return mean_log_probabilities(jax.nn.log_softmax(of_views))
 
 
 def mean_log_probabilities(log_probabilities: Array) -> Array:
@@ -174,29 +191,3 @@ def check_scales(model: Any, scales: Sequence[int], source: str = "config.eval.s
                 f"{source}: a shorter side of {scale} pixels is smaller than the network's stride "
                 f"of {stride(model)}; expected scales ≥ {stride(model)}."
             )
-
-
-def aspect_bucket(height: int, width: int) -> int:
-    """Index into the shapes of `bucket_shape`: the nearest of `ASPECTS`, negative when upright."""
-    ratio = max(height, width) / min(height, width)
-    nearest = min(range(len(ASPECTS)), key=lambda i: abs(math.log(ratio / ASPECTS[i])))
-    return -nearest if height > width else nearest
-
-
-def bucket_shape(bucket: int, scale: int) -> tuple[int, int]:
-    """`(height, width)` of images of a bucket whose shorter side is `scale` pixels."""
-    longer = round(scale * ASPECTS[abs(bucket)])
-    return (longer, scale) if bucket < 0 else (scale, longer)
-
-
-def pack_scales(image: np.ndarray, shapes: Sequence[tuple[int, int]]) -> np.ndarray:
-    """One image `[height, width, 3]` resized, antialiased, to every shape, as uint8 `[size]`.
-
-    Images beyond 2:1 lose the ends of their longer side.
-    """
-    height, width, _ = image.shape
-    longest = round(min(height, width) * ASPECTS[-1])
-    top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
-    picture = Image.fromarray(image[top : top + longest, left : left + longest])
-    resized = [picture.resize((w, h), Image.Resampling.BILINEAR) for h, w in shapes]
-    return np.concatenate([np.asarray(r).reshape(-1) for r in resized])
