@@ -3,6 +3,7 @@
     python main.py --config=configs/digits.py
     python main.py --config=configs/resnet50.py --config.model.shortcut=C --workdir=runs/r50c
     python main.py --mode=evaluate --workdir=runs/r50c
+    python main.py --mode=runs FOLDER --html
 
 Exit status: 0 done, 1 an error that the message explains, 2 wrong usage, 128 + signal number when
 stopped by SIGINT (130), SIGTERM (143) or SIGHUP (129) after saving; run the same command again to
@@ -17,25 +18,22 @@ if __name__ == "__main__":  # the imports below take seconds; `command.run` does
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from configs import command_line
 from errors import UsageError
-from run import command
+from run import command, files
 from run.workdir import Workdir
-
-COMPILATION_CACHE = Path.home() / ".cache" / "residual-networks" / "xla"
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_bool("help", False, "Show this text.", FLAGS)
 flags.DEFINE_string("config", "", "Recipe: FILE or FILE:ARGUMENT, e.g. configs/resnet50.py.", FLAGS)
 flags.DEFINE_string("workdir", "", "Folder of the run; by default a name under runs/.", FLAGS)
 flags.DEFINE_enum(
-    *("mode", "train", ("train", "evaluate", "summary")),
-    *("train (and test), evaluate a workdir, or print the network's summary.", FLAGS),
+    *("mode", "train", ("train", "evaluate", "summary", "runs")),
+    *("train (and test), evaluate a workdir, print a network's summary, or list runs.", FLAGS),
 )
 flags.DEFINE_string("coordinator_address", "", "host:port of process 0, for several.", FLAGS)
 flags.DEFINE_integer("num_processes", 0, "Number of processes of the run.", flag_values=FLAGS)
@@ -47,22 +45,30 @@ flags.DEFINE_integer(
     "join_seconds", 0, "How long all processes may take to come (0: 120).", 0, flag_values=FLAGS
 )
 flags.DEFINE_bool("multihost", False, "Several hosts that JAX recognises (TPU pod slice).", FLAGS)
+flags.DEFINE_string("html", "", "With --mode=runs: a page with the curves (runs.html).", FLAGS)
 flags.DEFINE_alias("h", "help", flag_values=FLAGS)
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the flags and runs one mode."""
     if parsed := parse(argv):
+        from run import agreement, startup  # JAX takes seconds to import: not for --help
+
         config, workdir, weight_file = parsed
-        _set_up_jax()
-        _agree(config, workdir)
+        startup.set_up_jax(
+            *(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id),
+            multihost=FLAGS.multihost,
+            local_device_ids=FLAGS.local_device_ids,
+            join_seconds=FLAGS.join_seconds,
+        )
+        agreement.same_command(FLAGS.mode, workdir, config)
         MODES[FLAGS.mode](config, workdir, weight_file)
 
 
 def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool] | None:
     """The config, the workdir, and whether the config's weight file is what to test.
 
-    Returns None when the flags only asked for help, which is printed.
+    Returns None when the flags only asked for help or the list of runs, which is printed.
 
     Raises:
       UsageError: an unknown flag, or a wrong value of one.
@@ -71,12 +77,16 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool] | None:
     FLAGS.unparse_flags()
     FLAGS.set_gnu_getopt(True)
     try:
+        argv = ["--html=runs.html" if word == "--html" else word for word in argv]
         rest = FLAGS(argv, known_only=True)
     except flags.Error as error:
         raise UsageError(f"{error}\nSee `python main.py --help`.") from error
     if FLAGS.help:
         rows = "\n".join(command_line.help_lines())
         print(f"{__doc__}\n{FLAGS.get_help()}\n\nFields of a config:\n{rows}")
+        return None
+    if FLAGS.mode == "runs":
+        _runs(*rest[1:])
         return None
     if FLAGS.config:
         config = command_line.recipe(FLAGS.config)
@@ -85,48 +95,19 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool] | None:
     else:
         raise UsageError("--config is missing, e.g. --config=configs/digits.py")
     config = command_line.with_fields(config, rest)
-    return (
-        config,
-        FLAGS.workdir or _default_workdir(config),
-        bool(FLAGS.config and config.init_from),
-    )
+    workdir = FLAGS.workdir or command_line.default_workdir(FLAGS.config, config)
+    return config, workdir, bool(FLAGS.config and config.init_from)
 
 
-def _default_workdir(config):
-    """`runs/<config>-<network>-<options>-seed<seed>`, e.g. `runs/digits-resnet20-seed0`."""
-    file, _, argument = FLAGS.config.partition(":")
-    network = f"{'resnet' if config.model.residual else 'plain'}{config.model.depth}"
-    options = [token for token in argument.split(",") if token and not token[-1].isdigit()]
-    parts = dict.fromkeys([Path(file).stem, network, *options, f"seed{config.seed}"])
-    return str(Path("runs", "-".join(parts)))
+def _runs(folder: str = "runs", *more: str) -> None:
+    from run import overview
 
-
-def _set_up_jax():
-    from run import allocator, processes  # JAX takes seconds to import: not for --help
-
-    allocator.keep_freed_memory()
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        processes.jax.config.update("jax_compilation_cache_dir", str(COMPILATION_CACHE))
-    processes.join(
-        *(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id),
-        multihost=FLAGS.multihost,
-        local_device_ids=FLAGS.local_device_ids,
-        limit_s=FLAGS.join_seconds or processes.JOIN_LIMIT_S,
-    )
-
-
-def _agree(config, workdir):
-    """Raises UserError on every process unless all do the same with the same code."""
-    from run import agreement, provenance
-
-    agreement.agreed(
-        lambda: None,
-        lambda _: (
-            {"--mode": FLAGS.mode, "--workdir": workdir}
-            | {f"config.{name}": value for name, value in agreement.shared_fields(config).items()}
-            | provenance.code()
-        ),
-    )
+    if more or folder.startswith("-"):
+        raise UsageError(f"unexpected argument {(more or [folder])[0]!r}; see --help")
+    runs, unreadable = overview.find(folder)
+    print("\n".join(overview.listing(runs, unreadable)))
+    if FLAGS.html:
+        print(f"Written: {files.write_text(FLAGS.html, overview.page(runs, unreadable))}")
 
 
 def _train(config, workdir, weight_file):

@@ -73,3 +73,17 @@ def with_fields(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
     if unexpected:
         raise UsageError(f"unexpected argument {unexpected[0]!r}; see --help")
     return holder.value
+
+
+def default_workdir(name: str, config: ConfigDict) -> str:
+    """`runs/<config>-<network>-<options>-seed<seed>`, e.g. `runs/digits-resnet20-seed0`.
+
+    Args:
+      name: of the recipe, FILE or FILE:ARGUMENT.
+      config: with its fields set.
+    """
+    file, _, argument = name.partition(":")
+    network = f"{'resnet' if config.model.residual else 'plain'}{config.model.depth}"
+    options = [token for token in argument.split(",") if token and not token[-1].isdigit()]
+    parts = dict.fromkeys([Path(file).stem, network, *options, f"seed{config.seed}"])
+    return str(Path("runs", "-".join(parts)))

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from errors import UserError, first_line
+from run import provenance
 from run.compare import differences
 from run.processes import PEER_GONE
 
@@ -103,3 +104,15 @@ def part() -> None:
         client.wait_at_barrier("residual/part", PARTING_MS)
     except RuntimeError:  # the others go on, or have gone
         return
+
+
+def same_command(mode: str, workdir: str, config: ConfigDict) -> None:
+    """Raises UserError on every process unless all do the same with the same code."""
+    agreed(
+        lambda: None,
+        lambda _: (
+            {"--mode": mode, "--workdir": workdir}
+            | {f"config.{name}": value for name, value in shared_fields(config).items()}
+            | provenance.code()
+        ),
+    )

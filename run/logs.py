@@ -31,14 +31,18 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     Raises:
       UserError: the file is there but cannot be read.
     """
-    lines, damaged = _read(path)
+    lines, damaged = whole_and_damaged(path)
     for number, _ in damaged:
         LOG.warning("%s: line %d is damaged and left out.", path, number)
     return lines
 
 
-def _read(path):
-    """The whole lines of a log, and `(number, text)` of the damaged ones."""
+def whole_and_damaged(path: str | Path) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]:
+    """The whole lines of a log, and `(number, text)` of the damaged ones.
+
+    Raises:
+      UserError: the file is there but cannot be read.
+    """
     try:
         text = Path(path).read_bytes().decode(errors="replace")
     except (FileNotFoundError, NotADirectoryError):
@@ -103,7 +107,7 @@ class RunLog:
         self._events = None
         metrics, timing = self._workdir.metrics, self._workdir.timing
         with self._storage_errors():
-            found = {path: _read(path) for path in (metrics, timing)}
+            found = {path: whole_and_damaged(path) for path in (metrics, timing)}
             kept = {
                 path: [line for line in lines if line["step"] <= step]
                 for path, (lines, _) in found.items()

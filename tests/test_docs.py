@@ -61,6 +61,7 @@ NAMES = {  # in the documentation: here
     r"^folder/$": "{tmp}/photos/val",
     r"resnet50\.safetensors": "{tmp}/weights.safetensors",
     r"folder:.*": "folder:{tmp}/photos",
+    r"^--html$": "--html={tmp}/runs.html",
     r"^DIR$": "{tmp}/archives",
     r"^OLD_DATA_DIR$": "{tmp}/tfrecord",
 }
