@@ -56,10 +56,12 @@ def main(argv: Sequence[str]) -> None:
 
         config, workdir, weight_file = parsed
         startup.set_up_jax(
-            *(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id),
+            FLAGS.join_seconds,
+            coordinator_address=FLAGS.coordinator_address,
+            num_processes=FLAGS.num_processes,
+            process_id=FLAGS.process_id,
             multihost=FLAGS.multihost,
             local_device_ids=FLAGS.local_device_ids,
-            join_seconds=FLAGS.join_seconds,
         )
         agreement.same_command(FLAGS.mode, workdir, config)
         MODES[FLAGS.mode](config, workdir, weight_file)

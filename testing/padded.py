@@ -76,7 +76,7 @@ def pack_scales(image: np.ndarray, shapes: Sequence[tuple[int, int]]) -> np.ndar
             )
         resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
         laid = np.zeros((*shape, 3), np.uint8)
-        laid[: size[0], : size[1]] = resized
+        laid[: size[0], : size[1]] = np.asarray(resized)
         parts += [np.array(size, np.int32).view(np.uint8), laid.reshape(-1)]
     return np.concatenate(parts)
 
@@ -99,7 +99,7 @@ def mirrored(images: Array, sizes: Array) -> Array:
     return jnp.take_along_axis(images, jnp.maximum(column, 0)[:, None, :, None], axis=2)
 
 
-def resized(image: Array, sizes: Array, shape: tuple[int, int]) -> Array:
+def resized(image: Array, sizes: Array, shape: Sequence[int]) -> Array:
     """One float image `[h, w, c]` at each of `sizes`, `[batch, *shape, c]`."""
 
     def at(size: Array) -> Array:
