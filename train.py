@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh | None = None) -> dict[st
     """
     mesh, folder = mesh or make_mesh(), Workdir(workdir)
     check(config, mesh.size)
-    config = start.adopted(config, processes.on_first(folder.saved_config))
+    config = start.adopted(config, processes.on_first(folder.begun_config))
 
     def finished():
         folder.claim(config, write=False)

@@ -118,6 +118,10 @@ class Workdir:
             raise not_a_run(self.config, "there is no such file")
         return base.from_dict(saved)
 
+    def begun_config(self) -> dict[str, Any] | None:
+        """`saved_config` of a run that has begun; None where nothing binds."""
+        return self.saved_config() if self._has_begun() else None
+
     def claim(self, config: ConfigDict, write: bool = True) -> bool:
         """Writes config.json into a new workdir, or checks that an existing one is this run's.
 
@@ -133,8 +137,8 @@ class Workdir:
         Raises:
           UserError: the folder cannot be written, or its config differs in a way that matters.
         """
-        fields, saved = base.to_dict(config), self.saved_config()
-        if saved is None or not self._has_begun():
+        fields, saved = base.to_dict(config), self.begun_config()
+        if saved is None:
             if write:
                 self.__dict__["run"] = secrets.token_hex(8)
                 self.write(self.config, fields, "choose another --workdir", indent=2)
@@ -145,7 +149,7 @@ class Workdir:
         differing = [
             f"{key}: {then.get(key)!r} there, {now.get(key)!r} now"
             for key in sorted(now | then)
-            if now.get(key) != then.get(key) and not _is_free(key)
+            if now.get(key) != then.get(key) and not is_free(key)
         ]
         if differing:
             raise UserError(
@@ -193,7 +197,7 @@ def digest(config: ConfigDict) -> str:
     """
     default = base.flatten(base.to_dict(base.base()))
     fields = base.flatten(base.to_dict(config))
-    chosen = {k: v for k, v in fields.items() if v != default[k] and not _is_free(k)}
+    chosen = {k: v for k, v in fields.items() if v != default[k] and not is_free(k)}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -217,5 +221,6 @@ def not_a_run(path: Path, reason: str) -> UserError:
     )
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether a run may be continued with another value of a field."""
     return any(key == free or key.startswith(free + ".") for free in FREE_FIELDS)

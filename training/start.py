@@ -10,10 +10,12 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 import weights
+from configs import base
+from configs.fields import FIELDS
 from data import facts as data_facts
 from data.facts import Facts
 from run.compare import differences
-from run.workdir import Workdir
+from run.workdir import Workdir, is_free
 from training.step import TrainState, create_state, state_from
 
 LOG = logging.getLogger("residual")
@@ -94,20 +96,27 @@ def initial_state(config: ConfigDict, model: nn.Module, facts: Facts) -> TrainSt
 
 
 def adopted(config: ConfigDict, saved: Mapping[str, Any] | None = None) -> ConfigDict:
-    """A copy of a run's config that has what the weights of `config.init_from` were trained with.
+    """A copy of a run's config that has what the run, or its weights, began with.
 
-    That is stride, pooling and normalisation of the ImageNet networks, where the file's origin is
-    known (`weights.Conventions`); each change is logged.
+    A field that is newer than the run keeps its default. From `config.init_from` come stride,
+    pooling and normalisation of the ImageNet networks, where the file's origin is known
+    (`weights.Conventions`). Each change is logged.
 
     Args:
       config: a whole config.
-      saved: the config that the workdir holds; if it began with the same file, its fields are
+      saved: the config that the workdir's run began with; if it had the same file, its fields are
         taken, and the file is not read.
 
     Raises:
       UserError: for a file that cannot be read.
     """
     config = config.copy_and_resolve_references()
+    fields = base.flatten(config)
+    for name in sorted(set(fields) - set(base.flatten(saved))) if saved else ():
+        default = FIELDS[name].default
+        if fields[name] != default and not is_free(name):
+            LOG.info("This run began before there was %s: it goes on with %s.", name, default)
+            config.update_from_flattened_dict({name: default})
     if not config.init_from or config.model.stem == "cifar":
         return config
     if saved and saved.get("init_from") == config.init_from:
