@@ -36,9 +36,18 @@ FREE_FIELDS = (
 
 
 class Workdir:
-    """Where everything of a run lies; nobody else spells these names."""
+    """Where everything of a run lies; nobody else spells these names.
+
+    Raises:
+      UserError: the path is an address, gs://…, which would become a local folder of that name.
+    """
 
     def __init__(self, path: str | Path):
+        if "://" in str(path):
+            raise UserError(
+                f"--workdir={path}: expected a folder; mount the bucket, for example with gcsfuse, "
+                "and give the path where it is mounted."
+            )
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.facts = self.path / "data.json"
