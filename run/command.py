@@ -76,7 +76,7 @@ def run(
         return main(argv) or 0
     except UserError as error:
         print(printable(f"error: {error}", kept="\n"), file=sys.stderr, flush=True)
-        if _one_of_several():
+        if _has_joined():
             from run import agreement
 
             agreement.part()
@@ -121,7 +121,7 @@ def _forget_stdout():
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _one_of_several() -> bool:
-    """Whether this process has joined others (`run.processes.join`)."""
+def _has_joined() -> bool:
+    """Whether this process is one of several (`run.processes.join`)."""
     jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+    return jax is not None and jax.distributed.is_initialized()
