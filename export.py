@@ -3,7 +3,7 @@
     python export.py --workdir=runs/x --format=stablehlo      # jax.export, images of any size
     python export.py --workdir=runs/x --format=safetensors    # torchvision's names
     python export.py --workdir=runs/x --format=huggingface    # a folder for from_pretrained
-    python export.py --weights=resnet50.pth --format=huggingface
+    python export.py --weights=resnet50.pth --format=huggingface --output=folder
 
 StableHLO takes uint8 images `[batch, height, width, channels]`, normalises them itself and returns
 `{'logits', 'probabilities'}`, float32 `[batch, classes]`. Batch, height and width are free
@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from errors import UserError
+from errors import UsageError, UserError
 from run import command, files
 from run.workdir import Workdir
 from testing.opened_run import OpenedRun, load, shorter_side, weights_alone
@@ -47,10 +47,10 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 ADVICE = "choose another --output"
 
 NO_ONNX = (
-    "--format=onnx: left out, because no maintained converter writes these networks correctly. "
-    "jax2onnx 0.17.1 was tried: it does not know the switch between the convolutions of a CPU and "
-    "of an accelerator (primitive 'platform_index'). Use --format=safetensors, load the file into "
-    "torchvision's network with strict=True and export that with torch.onnx."
+    "--format=onnx: left out, because no maintained converter writes all of these networks. "
+    "jax2onnx 0.17.1, tried on 2026-11-25, stops at the ImageNet stem's pool (lax.pad) when the "
+    "number of images is free: 'InconclusiveDimensionOperation'. Use --format=safetensors, load "
+    "the file into torchvision's network with strict=True and export that with torch.onnx."
 )
 
 
@@ -169,6 +169,8 @@ def main(argv: Sequence[str] | None) -> None:
     parser.add_argument("--output", default="", help="file or folder (WORKDIR/export/model.FORMAT)")
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
     flags = parser.parse_args(argv)
+    if flags.weights and not flags.output:
+        raise UsageError("--weights=… has no workdir to write into; say where, with --output=…")
     path = Path(flags.output or Workdir(flags.workdir).export / f"model.{flags.format}")
     if flags.weights:
         network, said = weights_alone(flags.weights)

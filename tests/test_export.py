@@ -187,6 +187,8 @@ def test_command(network, tmp_path):
     target = tmp_path / "x.safetensors"
     done = status(f"--workdir={network.workdir}", "--format=safetensors", f"--output={target}")
     assert done.returncode == 0 and str(target) in done.stdout and target.exists()
+    nowhere = status(f"--weights={target}", "--format=stablehlo")
+    assert nowhere.returncode == 2 and "--output" in nowhere.stderr
     absent = status(f"--workdir={tmp_path}", "--format=stablehlo")
     assert absent.returncode == 1 and "config.json" in absent.stderr
     assert "Traceback" not in absent.stderr
