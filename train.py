@@ -122,12 +122,19 @@ def _newest_state(config, model, facts, checkpoints, mesh):
 
 def _warn_of_devices(config, before, now):
     """BN of each device's own images makes the number of devices a part of the training."""
-    if before not in (None, now) and not (config.model.sync_bn or config.model.frozen_bn):
+    if before is None or config.model.sync_bn or config.model.frozen_bn:
+        return
+
+    def normalized_together(devices):
+        at_once = config.batch_size // devices // config.optim.accumulate_steps
+        return min(at_once, config.model.bn_group_size or at_once)
+
+    if normalized_together(before) != normalized_together(now):
         LOG.warning(
             "This run was trained on %d device(s) and goes on with %d: BN now takes its statistics "
             "over %d images instead of %d, and the result will differ. model.sync_bn=True, from "
             "the start of a run, makes it independent of the number of devices.",
-            *(before, now, config.batch_size // now, config.batch_size // before),
+            *(before, now, normalized_together(now), normalized_together(before)),
         )
 
 

@@ -21,12 +21,13 @@ import models
 from configs import recipes
 from data.normalization import Normalization
 from errors import UserError
+from models.resnet import IMAGENET
 from run.mesh import DATA_AXIS, make_mesh, replicate
 from training import step as train_step
 
 Times = tuple[float, ...]  # (wall, processor) seconds
 
-IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
+IMAGENET_DEPTHS = tuple(IMAGENET)
 
 
 class Row(NamedTuple):

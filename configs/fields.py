@@ -86,7 +86,7 @@ FIELDS = {
     "model.shortcut_scale": Field(1.0, "factor on the shortcut"),
     "model.residual_scale": Field(1.0, "factor on the residual branch"),
     "model.output_stride": Field(32, "8, 16 or 32: dilate instead of striding beyond it"),
-    "model.sync_bn": Field(False, "BN statistics over all devices instead of per device"),
+    "model.sync_bn": Field(False, "BN statistics over all devices instead of per device or group"),
     "model.bn_group_size": Field(
         0, "BN statistics over groups of that many images of a device (0, or more than it has: all)"
     ),

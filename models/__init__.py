@@ -62,11 +62,6 @@ CONFLICTS = (
         "device.",
     ),
     (
-        lambda m: m.bn_group_size and m.sync_bn,
-        "model.bn_group_size={m.bn_group_size} with model.sync_bn=True: statistics are over a part "
-        "of a device's images or over all devices; set bn_group_size=0 or sync_bn=False.",
-    ),
-    (
         lambda m: m.output_stride != 32 and m.stem == "cifar",
         "model.output_stride={m.output_stride}: expected 32, since model.stem='cifar' cannot be "
         "dilated.",

@@ -51,7 +51,7 @@ class BlockSpec:
         return {
             "sync": self.sync_bn,
             "frozen": self.frozen_bn,
-            "group_size": self.bn_group_size,
+            "group_size": 0 if self.sync_bn else self.bn_group_size,
             "dtype": self.dtype,
             "zero_init": last and self.zero_init_residual,
         }

@@ -133,7 +133,7 @@ class ResNet(nn.Module):
       output_stride: 8, 16 or 32 (ImageNet stem); stages beyond it are dilated instead of strided.
       sync_bn: BN statistics over all devices instead of one device's images.
       bn_group_size: BN statistics over groups of that many of a device's images; 0, or as many as
-        the device has or more: over all of them.
+        the device has or more: over all of them. With `sync_bn` it does not count.
       frozen_bn: normalise with the running averages also in training.
       dtype: 'float32' or 'bfloat16', of the computation; parameters, BN statistics and logits stay
         float32.

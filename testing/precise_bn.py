@@ -94,7 +94,7 @@ def statistics(
 
 def _moments(model, data, mesh):
     """Compiled `(variables, …, batch) → (order, {mean: E[x], var: E[x²]} per layer)`."""
-    group = model.bn_group_size
+    group = 0 if model.sync_bn else model.bn_group_size
     model = model.clone(sync_bn=False, bn_group_size=0)
 
     def moments(variables, normalization, order, step, feed):

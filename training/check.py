@@ -113,7 +113,8 @@ def _check_data(config):
 def _check_groups(config, images):
     """BN's groups must share the `images` that a device takes at once; more than those are all."""
     size = config.model.bn_group_size
-    if size and not config.model.frozen_bn and images > size and images % size:
+    unused = config.model.frozen_bn or config.model.sync_bn
+    if size and not unused and images > size and images % size:
         divisor = max(n for n in range(1, size + 1) if images % n == 0)
         raise UserError(
             f"model.bn_group_size={size}: batch_size={config.batch_size} gives each device "

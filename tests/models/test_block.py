@@ -1,12 +1,15 @@
 """The paper's blocks against their equations, computed with XLA's convolution and NumPy."""
 
+import inspect
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from models.block import BasicBlock, BottleneckBlock
+from models.block import BasicBlock, BottleneckBlock, ResidualBlock
 from models.block_spec import BlockSpec
 from tests.support.blocks import random_variables, terms
 
@@ -55,6 +58,14 @@ def expected_shortcut(variables, x, option, strides, features):
         return normalise(y, params["bn_shortcut"], variables["batch_stats"]["bn_shortcut"])
     x = np.asarray(x)[:, ::strides, ::strides]
     return np.pad(x, [(0, 0)] * 3 + [(0, features - x.shape[-1])])
+
+
+def test_the_file_shows_the_papers_equation():
+    lines = Path(inspect.getfile(ResidualBlock)).read_text().splitlines()
+    assert len(lines) <= 80
+    assert inspect.getsource(ResidualBlock.__call__).splitlines()[-1].strip() == (
+        "return relu(shortcut + y)"
+    )
 
 
 @pytest.mark.parametrize("residual", [True, False], ids=["residual", "plain"])

@@ -268,7 +268,6 @@ def test_bfloat16_keeps_float32_where_it_must():
         ({"residual": False, "variant": "dropout_shortcut"}, "changes the shortcut"),
         ({"output_stride": 16}, "output_stride=16"),
         ({"bn_group_size": -1}, "bn_group_size=-1"),
-        ({"bn_group_size": 32, "sync_bn": True}, "bn_group_size=32.*sync_bn"),
         ({"scan_blocks": True, "variant": "dropout_shortcut"}, "scan_blocks"),
     ],
 )

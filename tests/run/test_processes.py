@@ -220,17 +220,18 @@ def test_a_checkpoint_goes_on_with_another_number_of_devices(half_way, tmp_path,
 
 
 @pytest.mark.slow
-def test_another_number_of_devices_without_synchronised_bn_is_warned_of(half_way, tmp_path, caplog):
+@pytest.mark.parametrize("group", [64, 16])
+def test_another_number_of_images_in_bns_statistics_is_warned_of(half_way, tmp_path, caplog, group):
     options, _, half = half_way
     workdir = shutil.copytree(half, tmp_path / "run")
     folder = Workdir(workdir)
     changed = folder.read(folder.config)
-    changed["model"]["sync_bn"] = False
+    changed["model"].update(sync_bn=False, bn_group_size=group)
     folder.write(folder.config, changed)
-    config = config_of(options | {"model.sync_bn": False})
+    config = config_of(options | {"model.sync_bn": False, "model.bn_group_size": group})
     train.train(config, workdir, make_mesh(jax.devices()[:1]))
-    assert "trained on 2 device(s) and goes on with 1" in caplog.text
-    assert "over 32 images instead of 16" in caplog.text
+    warned = "trained on 2 device(s) and goes on with 1" in caplog.text
+    assert warned == ("over 32 images instead of 16" in caplog.text) == (group == 64)
 
 
 # ---- Flags and environments

@@ -144,7 +144,9 @@ def test_groups_of_bn_divide_what_a_device_takes_at_once(batch, devices, parts, 
         check(config, devices)
     config.model.frozen_bn = True
     check(config, devices)
-    config.model.update(frozen_bn=False, bn_group_size=0)
+    config.model.update(frozen_bn=False, sync_bn=True)
+    check(config, devices)
+    config.model.update(sync_bn=False, bn_group_size=0)
     check(config, devices)
 
 
