@@ -36,6 +36,10 @@ MAX_SKIPS = 20  # steps with a NaN in a row that end a run although it may skip 
 IN_FLIGHT = 2  # dispatches that the host may be ahead of the device
 
 
+class Diverged(UserError):
+    """Loss, gradient or update was not finite, and the run has stopped."""
+
+
 def train(config: ConfigDict, workdir: str, mesh: Mesh | None = None) -> dict[str, Any]:
     """Trains until `config.num_steps`, continuing what the workdir holds, and tests at the end.
 
@@ -48,7 +52,7 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh | None = None) -> dict[st
       The test result: `{'loss', 'top1_error', 'top5_error', …}`, errors in [0, 1].
 
     Raises:
-      UserError: the config cannot work, differs from the workdir's, or the loss became NaN.
+      UserError: the config cannot work or differs from the workdir's; `Diverged` for a NaN.
       Interrupted: SIGINT or SIGTERM arrived; the state has been saved.
     """
     mesh, folder = mesh or make_mesh(), Workdir(workdir)
@@ -62,6 +66,8 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh | None = None) -> dict[st
     if result := processes.on_first(finished):
         LOG.info("%s is finished; nothing to do.", workdir)
     else:
+        if not processes.on_first(folder.committed_steps):
+            start.check_weights(config)
         result = _train(config, folder, mesh)
     if jax.process_index() == 0 and not folder.curves.exists():
         plot_curves(folder)
@@ -230,10 +236,15 @@ class _Loop:
             f"The last good checkpoint is {'none yet' if last is None else f'step {last}'}. "
             "Lower optim.learning_rate or set optim.clip_norm"
         )
+        if self.config.model.frozen_bn:
+            what += (
+                "; model.frozen_bn=True normalises with the statistics of init_from, which must "
+                "belong to its weights"
+            )
         if self.config.optim.on_nonfinite == "stop":
-            raise UserError(f"{what}. {advice}, or skip such steps: optim.on_nonfinite=skip.")
+            raise Diverged(f"{what}. {advice}, or skip such steps: optim.on_nonfinite=skip.")
         if self.skipped >= MAX_SKIPS:
-            raise UserError(f"{self.skipped} steps in a row were skipped; {what}. {advice}.")
+            raise Diverged(f"{self.skipped} steps in a row were skipped; {what}. {advice}.")
 
     def _validates(self, step):
         at_end = step == self.config.num_steps

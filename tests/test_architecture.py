@@ -36,7 +36,10 @@ ALLOWED = {  # room → rooms that it may import; `errors` may be imported by al
     "export": {"run", "testing", "weights"},
     "prepare_data": {"data", "run"},
     "main": {"configs", "evaluate", "input_pipeline", "models", "run", "train"},
-    "analysis": {"input_pipeline", "predict", "models", "data", "run", "testing"},
+    "analysis": {
+        *("configs", "train", "training", "input_pipeline", "predict"),
+        *("models", "data", "run", "testing"),
+    },
     "paper": None,  # programs over everything; nothing imports them back
     "benchmarks": None,
 }

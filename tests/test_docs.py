@@ -50,6 +50,11 @@ SMALL = {  # of a program, or of its package
     "paper.identity_mappings": f"{GRID} --depth 8",
     "paper": f"{GRID} --depths 8",
     "analysis.cam": "",
+    "analysis.confusion": "",
+    "analysis.transfer": """--data={tmp}/photos --steps=2 --batch_size=4 --rates 0.001
+        --methods probe --held_out=0.2 --runs={tmp}/{new} --out={tmp}/{new} --field=model.depth=18
+        --field=model.width=4 --field=data.image_size=32 --field=eval.resize=32
+        --field=eval.batch_size=4 --field=data.test_split=val""",
     "analysis.gradients": "--runs=1 --seeds=1 --depths 18 --images=4",
     "analysis.invariance": "--max_shift=2 --images=4",
     "analysis": "--images=4",

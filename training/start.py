@@ -14,6 +14,7 @@ from configs import base
 from configs.fields import FIELDS
 from data import facts as data_facts
 from data.facts import Facts
+from errors import UserError
 from run.compare import differences
 from run.workdir import Workdir, is_free
 from training.step import TrainState, create_state, state_from
@@ -21,6 +22,23 @@ from training.step import TrainState, create_state, state_from
 LOG = logging.getLogger("residual")
 # What a weight file can say of its network, and the part of the config that has the field.
 CONVENTIONS = {"downsample_in": "model", "stem_pool": "model", "normalization": "data"}
+
+
+def check_weights(config: ConfigDict) -> None:
+    """Raises UserError for a new run that needs pretrained weights and has none.
+
+    Random weights have no statistics that frozen batch normalisation could use: nothing keeps the
+    activations in range, and a few steps later the loss is NaN.
+    """
+    needs = {"model.frozen_bn": config.model.frozen_bn, "replace_head": config.replace_head}
+    for name, needed in needs.items():
+        if needed and not config.init_from:
+            raise UserError(
+                f"init_from='': {name}=True needs pretrained weights, and random ones would become "
+                "NaN or teach nothing. Give a weight file, --config.init_from=resnet50.safetensors "
+                "(docs/coming_from_elsewhere.md says which are read), or train from scratch: "
+                f"--config.{name}=False."
+            )
 
 
 def claim(folder: Workdir, config: ConfigDict, facts: Facts) -> None:

@@ -13,10 +13,11 @@ from PIL import Image
 import evaluate
 import models
 import train
-from configs import finetune
+from configs import base, command_line, finetune
 from errors import UserError
 from testing import opened_run
 from tests.support.reference_weights import write_safetensors
+from training.check import check
 from weights.torchvision import to_torch
 
 NETWORK = {"depth": 18, "width": 2, "downsample_in": "3x3"}
@@ -124,3 +125,35 @@ def test_recipes_and_their_arguments():
     assert finetune.get_config("quick,probe").num_steps == 20
     with pytest.raises(UserError, match="probe"):
         finetune.get_config("resnet18")
+
+
+def test_warm_up_follows_the_length_of_the_run():
+    """Whatever the length: the first try of a few steps is not refused."""
+    for steps, warm_up in ((2000, 100), (50, 2), (3, 0)):
+        flags = ["main.py", f"--config.num_steps={steps}", "--config.init_from=w.pth"]
+        config = command_line.with_fields(finetune.get_config(), flags)
+        assert config.optim.warmup_steps == warm_up
+        check(config, 1)
+        assert base.to_dict(config)["optim"]["warmup_steps"] == warm_up
+    flags = ["main.py", "--config.num_steps=50", "--config.optim.warmup_steps=7"]
+    config = command_line.with_fields(finetune.get_config("probe"), flags)
+    assert (config.optim.warmup_steps, config.num_steps) == (7, 50)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_it_never_starts_from_nothing(folder, tmp_path, frozen):
+    config = recipe(folder, "")
+    config.init_from, config.model.frozen_bn = "", frozen
+    with pytest.raises(
+        UserError, match=r"(?s)init_from=''.*pretrained weights.*--config\.init_from"
+    ):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_nan_under_frozen_statistics_names_them(folder, tmp_path):
+    config = recipe(folder, "")
+    config.optim.learning_rate = 1e30
+    with pytest.raises(train.Diverged, match="not finite.*frozen_bn=True.*init_from"):
+        train.train(config, tmp_path / "run")
