@@ -38,7 +38,7 @@ class Mistake(NamedTuple):
     """One image; `own` is the probability that its class got, `name` that of its file."""
 
     own: float
-    index: int
+    position: int
     image: np.ndarray
     label: int
     predicted: int
@@ -62,7 +62,7 @@ def measure(run: OpenedRun, split: str) -> tuple[np.ndarray, list[Mistake]]:
     """
     config = run.config.copy_and_resolve_references()
     config.eval.batch_size = config.batch_size
-    data = input_pipeline.open_data(config, make_mesh(jax.devices()[:1]))
+    data: Any = input_pipeline.open_data(config, make_mesh(jax.devices()[:1]))
     if data.facts.label_names != run.facts.label_names:
         raise UserError(
             f"{run.workdir} was trained on {run.facts.num_classes} classes, and {config.dataset} "
@@ -89,7 +89,7 @@ def measure(run: OpenedRun, split: str) -> tuple[np.ndarray, list[Mistake]]:
         raise UserError(f"{run.workdir}: its data has no {split!r} images; choose --split.")
     if not config.data.resident:
         source = data.source(split)
-        worst = [one._replace(name=source[one.index].name) for one in worst]
+        worst = [one._replace(name=source[one.position].name) for one in worst]
     return matrix, worst
 
 
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         right = "–" if share is None else f"{share:.1f} %"
         print(f"{name}: {right} of {tested} right{of}; taken for {mistake or 'no other'}")
     for one in found["worst"]:
-        print(f"{100 * one['own']:6.2f} %  {one['name'] or one['index']}")
+        print(f"{100 * one['own']:6.2f} %  {one['name'] or one['position']}")
     print(found["summary"])
     print(f"{subject.write(folder / 'confusion.json', args, found)}, {found['path']}")
 

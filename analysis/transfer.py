@@ -66,7 +66,7 @@ def attempt(config: ConfigDict, method: str, runs: str) -> Tried:
     rate = config.optim.learning_rate
     workdir = Path(runs, f"{method}-{rate:g}-{digest(config)}")
     try:
-        test = 100 * train.train(config, workdir)["top1_error"]
+        test = 100 * train.train(config, str(workdir))["top1_error"]
     except train.Diverged as error:
         LOG.warning("%s: %s", workdir, error)
         return Tried(method, rate, workdir, None, None, None)
