@@ -21,7 +21,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from data import corrupt, transforms
 from data.decode import DecodeError, decode, image_size
@@ -33,6 +32,7 @@ from run import provenance
 from run.agreement import agreed
 from run.checkpoint import checksums
 from run.mesh import DATA_AXIS, make_mesh
+from run.progress import tqdm
 from run.workdir import Workdir
 from testing import fitting, opened_run, padded, precise_bn, protocols
 from testing.opened_run import OpenedRun

@@ -10,12 +10,12 @@ stopped by SIGINT (130), SIGTERM (143) or SIGHUP (129) after saving; run the sam
 continue.
 """
 
-import _signal  # `signal` itself imports for a while
 import os
+import signal
 import sys
 
 if __name__ == "__main__":  # the imports below take seconds; `command.run` does it from then on
-    _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 from collections.abc import Sequence
 
@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
         config, workdir, weight_file = parsed
         startup.set_up_jax(
             FLAGS.join_seconds,
+            deterministic=config.deterministic,
             coordinator_address=FLAGS.coordinator_address,
             num_processes=FLAGS.num_processes,
             process_id=FLAGS.process_id,

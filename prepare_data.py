@@ -2,17 +2,18 @@
 
     python prepare_data.py imagenet2012 --from DIR       # DIR holds ILSVRC2012's two tar files
     python prepare_data.py cifar10                       # downloads, where the network allows it
+    python prepare_data.py cifar10 --from DIR            # DIR holds its archive, or cifar10.npz
     python prepare_data.py imagenet2012 --convert --from OLD_DATA_DIR   # TFRecord → array_record
 
 TensorFlow is not needed. An interrupted preparation is started again by the same command.
 """
 
-import _signal  # `signal` itself imports for a while
 import os
+import signal
 import sys
 
 if __name__ == "__main__":  # the imports below take seconds; `command.run` does it from then on
-    _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import gzip
 import hashlib
@@ -23,10 +24,10 @@ import typing
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data import index_cache, sources, tfrecord
+from data import index_cache, small_sets
 from errors import UserError, first_line
 from run import command, files
 
@@ -73,12 +74,12 @@ def prepare(name: str, source: Path | None, data_dir: Path) -> "DatasetBuilder":
       UserError: unknown name; archives that are missing, damaged or another data set's; no
         network.
     """
-    import tensorflow_datasets as tfds  # seconds to import: not for --help
-
-    from data import tfds_hook
-
     if name not in DATA_SETS:
         raise UserError(f"unknown data set {name!r}; expected one of {', '.join(DATA_SETS)}")
+    import tensorflow_datasets as tfds  # seconds to import: not for --help
+
+    from data import sources, tfds_hook
+
     with tfds_hook.without_tensorflow():
         with sources.builder_errors(name, data_dir):
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
@@ -211,6 +212,8 @@ def convert(name: str, source: Path, data_dir: Path) -> "DatasetBuilder":
     """
     import tensorflow_datasets as tfds
 
+    from data import tfrecord
+
     found = sorted(source.glob("dataset_info.json")) or sorted(
         (source / name).glob("**/dataset_info.json"), key=lambda path: path.stat().st_mtime
     )
@@ -223,19 +226,40 @@ def convert(name: str, source: Path, data_dir: Path) -> "DatasetBuilder":
     return tfds.builder_from_directory(data_dir / below)
 
 
-def report(builder: "DatasetBuilder", data_dir: Path) -> str:
+def packed(name: str, source: Path | None, data_dir: Path) -> tuple[Path, dict[str, int]] | None:
+    """One file of a small set: a copy of `source`/NAME.npz, else what `data_dir` has already.
+
+    Returns:
+      `(path, images of each split)`; None where neither is there.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = small_sets.file_of(name, str(data_dir))
+    copy = source / path.name if source else path
+    if name not in small_sets.NAMES or not copy.is_file():
+        return None
+    whole = small_sets.pack(name, str(data_dir), copy)
+    return path, {split: len(part.images) for split, part in whole.items()}
+
+
+def report(name: str, where: object, found: Mapping[str, int], data_dir: Path) -> str:
     """What was prepared, how many records, and the config that uses it."""
-    config, records = DATA_SETS.get(builder.name, ("resnet50", {}))
-    lines = [f"{builder.name} {builder.version} is prepared in {builder.data_path}"]
-    found = {split: info.num_examples for split, info in builder.info.splits.items()}
-    for split, expected in (found | records).items():
+    config, records = DATA_SETS.get(name, ("resnet50", {}))
+    lines = [f"{name} is prepared in {where}"]
+    for split, expected in ({**found} | records).items():
         number = found.get(split, 0)
         line = f"  {split:<12}{number:>12,} records"
         if number != expected:
             line += f"  (the complete set has {expected:,}: are the archives complete?)"
         lines.append(line)
-    dataset = f"tfds:{builder.name}" if config == "resnet50" else builder.name
+    dataset = f"tfds:{name}" if config == "resnet50" else name
     command = f"python main.py --config=configs/{config}.py --config.dataset={dataset}"
+    path = small_sets.file_of(name, str(data_dir))
+    if path.is_file():
+        lines.append(
+            f"{path} is all of it: copy this file to a machine that has no more than NumPy"
+        )
     lines += ["use it with", f"  {command} --config.data_dir={data_dir} --workdir=DIR"]
     return "\n".join(lines)
 
@@ -256,9 +280,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if source is None:
             raise UserError("--convert needs --from DIR, where the TFRecord files lie")
         builder = convert(options.name, source, data_dir)
+    elif made := packed(options.name, source, data_dir):
+        print(report(options.name, *made, data_dir))
+        return
     else:
         builder = prepare(options.name, source, data_dir)
-    print(report(builder, data_dir))
+        if options.name in small_sets.NAMES:
+            small_sets.pack(options.name, str(data_dir))
+    found = {split: info.num_examples for split, info in builder.info.splits.items()}
+    print(report(builder.name, builder.data_path, found, data_dir))
 
 
 if __name__ == "__main__":

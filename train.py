@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 import evaluate
 import models
@@ -24,7 +23,7 @@ from run.checkpoint import Checkpoints, checksums
 from run.curves import plot_curves
 from run.mesh import make_mesh, replicate, to_host
 from run.processes import Stop, failures_named
-from run.progress import Progress
+from run.progress import Progress, messages_beside_a_bar
 from run.signals import Interrupted, Signals
 from run.workdir import Workdir
 from training import start
@@ -173,7 +172,7 @@ class _Loop:
             self._events(step, state)
         in_flight: collections.deque[Window] = collections.deque()
         progress = Progress(config.num_steps, step, config.batch_size, feed)
-        with progress, logging_redirect_tqdm():
+        with progress, messages_beside_a_bar():
             while step < config.num_steps:
                 count = self._steps_to_next_event(step)
                 state, order, window = run(state, order, next(feed), count)

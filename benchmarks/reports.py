@@ -48,6 +48,18 @@ def table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> list[str]:
     return head + [f"| {' | '.join(map(str, row))} |" for row in rows]
 
 
+def updated(
+    records: list[dict[str, Any]], new: list[dict[str, Any]], identity: Sequence[str]
+) -> list[dict[str, Any]]:
+    """`records`, where a new one takes the place of those with the same fields `identity`."""
+
+    def key(record):
+        return tuple(record[name] for name in identity)
+
+    fresh = {key(record) for record in new}
+    return [record for record in records if key(record) not in fresh] + new
+
+
 def write(path: Path, title: str, command: str, lines: Iterable[str]) -> None:
     """Writes a report and prints it; what stands below `NOTES` in the file stays.
 

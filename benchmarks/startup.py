@@ -21,8 +21,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import reports
-from configs import digits
-from data import small_sets
 from errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -109,9 +107,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=3, help="turns of a cold and a warm run")
     options = parser.parse_args(argv)
     where = reports.environment()
-    config = digits.get_config("")
-    for split in (config.data.train_split, config.data.test_split):
-        small_sets.load(config.dataset, split)
     cold, warm = [], []
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(options.repetitions):

@@ -5,8 +5,9 @@ python -m benchmarks.step_server resnet20:128 --kind=ours
 
 import argparse
 import sys
+from collections.abc import Sequence
+from typing import Any
 
-from benchmarks.peers import PeerResNet
 from benchmarks.whole_step import Row, WholeStep
 from run import allocator
 
@@ -20,14 +21,21 @@ EIGEN = {
 }
 
 
-def step_of(row: Row, kind: str, size: int) -> WholeStep:
-    """The step of our network, unrolled or as loops, or of plain Flax modules."""
+def words_of(row: Row, kind: str, size: int = 0, more: Sequence[str] = ()) -> list[str]:
+    """The command that serves steps of a kind."""
+    words = [sys.executable, "-m", "benchmarks.step_server", ":".join(map(str, row))]
+    return [*words, f"--kind={kind}", f"--size={size}", *more]
+
+
+def step_of(row: Row, kind: str, size: int, fields: Sequence[str] = ()) -> WholeStep:
+    """The step of our network, unrolled or as loops, or of plain Flax modules.
+
+    `fields` of `config.model` are switched on.
+    """
     if kind in ("ours", "scanned"):
-        return WholeStep.of(row, size, scan_blocks=kind == "scanned")
-    config, size, classes = row.recipe(size)
-    shared = {f: config.model[f] for f in ("depth", "stem", "shortcut", "width", "dtype")}
-    options = EIGEN if kind == "flax_eigen" else None
-    return WholeStep(config, PeerResNet(num_classes=classes, **shared), size, options)
+        switched: dict[str, Any] = {"scan_blocks": kind == "scanned"} | dict.fromkeys(fields, True)
+        return WholeStep.of(row, size, **switched)
+    return WholeStep.of_flax(row, size, options=EIGEN if kind == "flax_eigen" else None)
 
 
 def main() -> None:
@@ -36,10 +44,11 @@ def main() -> None:
     parser.add_argument("row", type=Row.parse)
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--size", type=int, default=0)
+    parser.add_argument("--fields", nargs="*", default=())
     options = parser.parse_args()
     if options.kind != "flax":  # which is as installed; its twin has the best that we know
         allocator.keep_freed_memory()
-    run = step_of(options.row, options.kind, options.size).runner()
+    run = step_of(options.row, options.kind, options.size, options.fields).runner()
     print("ready", flush=True)
     for line in sys.stdin:
         print(*run(int(line)), flush=True)

@@ -11,14 +11,16 @@ Flax modules run the same train step, torch the same arithmetic. The rows are ke
 
 Operations are twice the multiply-adds of convolutions and head, forward and both gradients. The
 roofline of a layer is the larger of operations / peak and bytes / bandwidth, where the bytes are
-each input, output and kernel once per pass; normalisation is taken as free. Peak and bandwidth are
-a GPU's data sheet's, or on a CPU measured in the same run: a 2048³ product and a 256 MB copy.
+each input, output and kernel once per pass. The first roofline takes normalisation as free; the
+second, "with BN", adds the bytes of its own passes over each convolution's output. Peak and
+bandwidth are a GPU's data sheet's, or on a CPU measured in the same run: a 2048³ product and a
+256 MB copy.
 """
 
 import argparse
 import json
 import math
-import subprocess
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,15 +33,14 @@ from ml_collections import ConfigDict
 
 import models
 from benchmarks import reports
-from benchmarks.whole_step import Row, Times, take_turns, timed
-from errors import UserError
+from benchmarks.step_server import words_of
+from benchmarks.whole_step import SHARED, Contender, Row, take_turns, timed
 from models.block import BottleneckBlock
 from models.resnet import architecture
 from run import command, files
 
 COMMAND = "python -m benchmarks.step_time --torch_python=PYTHON"  # of all records together
 RESULTS = Path(__file__).with_suffix(".json")
-ROOT = Path(__file__).parents[1]
 PEER, OURS = "Flax modules", "this repository"
 PEER_AT_ITS_BEST = "Flax modules, Eigen's convolutions"
 SCANNED = "this repository, scan_blocks"
@@ -49,6 +50,10 @@ GPU_ROWS = tuple(
     for network in ("resnet50:256", "resnet101:256", "resnet152:256", "resnet20:128")
     for dtype in ("bfloat16", "float32")
 )
+STEPS_ON_GPU = 20  # one step a turn would measure the host
+# What BN and ReLU need besides the convolutions: forward one reading for the statistics, then one
+# and a writing; backward two readings for the sums, then two and a writing.
+BN_PASSES = 8
 # Dense operations/s (bfloat16; float32 as TF32, XLA's default there) and bytes/s, data sheets.
 DATA_SHEETS = {
     "H200": (989e12, 494e12, 4.8e12),
@@ -57,8 +62,8 @@ DATA_SHEETS = {
 }
 
 
-def layer_costs(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(operations, numbers moved) of each convolution and the head in one forward pass."""
+def layer_costs(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """(operations, numbers moved, of these output) of each convolution and the head, forward."""
     costs = []
 
     def note(call, args, kwargs, context):
@@ -68,7 +73,7 @@ def layer_costs(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, int
             return y
         if y.ndim == kernel.ndim:  # else the map of logits, which training leaves out
             operations = 2 * y.size * math.prod(kernel.shape[:-1])
-            costs.append((operations, args[0].size + y.size + kernel.size))
+            costs.append((operations, args[0].size + y.size + kernel.size, y.size))
         return y
 
     with nn.intercept_methods(note):
@@ -79,16 +84,20 @@ def layer_costs(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, int
 
 
 def roofline(
-    costs: Sequence[tuple[int, int]], peak: float, bandwidth: float, itemsize: int
-) -> tuple[int, float]:
-    """(operations, seconds at the roofline) of a train step: three passes, two for the stem."""
+    costs: Sequence[tuple[int, int, int]], peak: float, bandwidth: float, itemsize: int
+) -> tuple[int, float, float]:
+    """Operations of a train step, its seconds at the roofline, and those with BN.
+
+    Three passes of each layer, two of the stem.
+    """
     passes = [2] + [3] * (len(costs) - 1)
-    operations = sum(n * ops for n, (ops, _) in zip(passes, costs, strict=True))
+    operations = sum(n * ops for n, (ops, *_) in zip(passes, costs, strict=True))
     seconds = sum(
         n * max(ops / peak, numbers * itemsize / bandwidth)
-        for n, (ops, numbers) in zip(passes, costs, strict=True)
+        for n, (ops, numbers, _) in zip(passes, costs, strict=True)
     )
-    return operations, seconds
+    outputs = sum(output for *_, output in costs[:-1])  # the head has none
+    return operations, seconds, seconds + BN_PASSES * outputs * itemsize / bandwidth
 
 
 def device_limits(dtype: str) -> tuple[float, float, str]:
@@ -129,45 +138,14 @@ def torch_options(config: ConfigDict, size: int, classes: int, compiled: bool) -
     }
 
 
-class Contender:
-    """One contender in a process of its own, which runs steps when it is told to.
-
-    Args:
-      words: the command that serves steps (`step_server.py`, `torch_peer.py`).
-
-    Raises:
-      UserError: it does not come up.
-    """
-
-    def __init__(self, words: Sequence[str]):
-        self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
-        first = self._process.stdout.readline()
-        if not first.startswith("ready"):
-            self.close()
-            raise UserError(f"{' '.join(map(str, words))}: said {first!r} instead of 'ready'.")
-
-    def __call__(self, steps: int) -> Times:
-        """(wall, processor) seconds of so many steps."""
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        return tuple(map(float, self._process.stdout.readline().split()))
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.communicate()
-
-
 def contenders(row: Row, options: argparse.Namespace) -> dict[str, list[str]]:
     """Name → command of everything that is compared on one row."""
-    server = [sys.executable, "-m", "benchmarks.step_server", ":".join(map(str, row))]
-    server.append(f"--size={options.size}")
-    words = {PEER: [*server, "--kind=flax"], OURS: [*server, "--kind=ours"]}
+    kinds = {PEER: "flax", OURS: "ours"}
     if jax.default_backend() == "cpu":
-        words[PEER_AT_ITS_BEST] = [*server, "--kind=flax_eigen"]
+        kinds[PEER_AT_ITS_BEST] = "flax_eigen"
     if options.scan:
-        words[SCANNED] = [*server, "--kind=scanned"]
+        kinds[SCANNED] = "scanned"
+    words = {name: words_of(row, kind, options.size) for name, kind in kinds.items()}
     if options.torch_python:
         config, size, classes = row.recipe(options.size)
         script = Path(__file__).with_name("torch_peer.py")
@@ -198,7 +176,7 @@ def measure(row: Row, options: argparse.Namespace) -> list[dict[str, Any]]:
 
     peak, bandwidth, origin = device_limits(row.dtype)
     costs = layer_costs(models.create(config.model, classes), (row.batch, size, size, 3))
-    operations, ideal = roofline(costs, peak, bandwidth, jnp.dtype(row.dtype).itemsize)
+    operations, ideal, with_bn = roofline(costs, peak, bandwidth, jnp.dtype(row.dtype).itemsize)
     return [
         {
             **row._asdict(),
@@ -209,6 +187,7 @@ def measure(row: Row, options: argparse.Namespace) -> list[dict[str, Any]]:
             "processor_ms": 1e3 * processor,
             "operations_per_s": operations / wall,
             "roofline": ideal / wall,
+            "roofline_with_bn": with_bn / wall,
             "ratio_to_flax": middle[PEER][0] / wall,
             "limits": f"{peak:.3g} operations/s, {bandwidth:.3g} B/s, {origin}",
             "turns": f"{options.repetitions} turns of {options.steps} step(s)",
@@ -218,32 +197,23 @@ def measure(row: Row, options: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def updated(records: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`records` with those of the rows in `new` replaced."""
-
-    def row(record):
-        return tuple(record[name] for name in ("network", "batch", "size", "dtype"))
-
-    fresh = {row(record) for record in new}
-    return [record for record in records if row(record) not in fresh] + new
-
-
 def report(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """The table over all records, where and when each row was measured, what was not run."""
     header = ["network", "contender", "images/s", "step, ms", "processor, ms"]
-    header += ["operations/s", "roofline", "× Flax"]
+    header += ["operations/s", "roofline", "with BN", "× Flax"]
     rows: list[Sequence[str]] = []
     origins = {}
     for r in records:
         label = f"{r['network']}, {r['batch']} × {r['size']}², {r['dtype']}"
         origins[label] = f"- {label}: {r['turns']}; limits {r['limits']}; {r['measured']}"
         numbers = (f"{r['images_per_s']:.1f}", f"{r['step_ms']:.0f}", f"{r['processor_ms']:.0f}")
-        shares = f"{r['operations_per_s']:.3g}", f"{r['roofline']:.0%}", f"{r['ratio_to_flax']:.2f}"
-        rows.append((label, r["contender"], *numbers, *shares))
+        shares = f"{r['operations_per_s']:.3g}", f"{r['roofline']:.0%}"
+        with_bn, ratio = f"{r['roofline_with_bn']:.0%}", f"{r['ratio_to_flax']:.2f}"
+        rows.append((label, r["contender"], *numbers, *shares, with_bn, ratio))
     run = {f"{r['network']}:{r['batch']}:{r['dtype']}" for r in records}
     for text in GPU_ROWS:
         if text not in run:
-            rows.append((text.replace(":", ", "), "all, on a GPU", "not run", *[""] * 5))
+            rows.append((text.replace(":", ", "), "all, on a GPU", "not run", *[""] * 6))
     return [*reports.table(header, rows), "", *origins.values()]
 
 
@@ -252,15 +222,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = command.Parser("python -m benchmarks.step_time", __doc__)
     parser.add_argument("--rows", nargs="+", help="NETWORK:BATCH[:DTYPE]; default: the device's")
     parser.add_argument("--repetitions", type=int, default=5, help="turns of each contender")
-    parser.add_argument("--steps", type=int, default=1, help="steps per turn")
+    parser.add_argument("--steps", type=int, default=0, help="per turn; 0: 20 on a GPU, else 1")
     parser.add_argument("--torch_python", help="an interpreter that has torch")
     parser.add_argument("--noscan", dest="scan", action="store_false", help="leave out scan_blocks")
     parser.add_argument("--size", type=int, default=0, help="of images; 0: 224, or 32 for 6n+2")
     parser.add_argument("--results", type=Path, default=RESULTS, help="records; report beside it")
     options = parser.parse_args(argv)
+    os.environ.update(SHARED)  # before JAX starts
+    options.steps = options.steps or (STEPS_ON_GPU if jax.default_backend() == "gpu" else 1)
     records = json.loads(options.results.read_text()) if options.results.exists() else []
     for text in options.rows or (GPU_ROWS if jax.default_backend() == "gpu" else CPU_ROWS):
-        records = updated(records, measure(Row.parse(text), options))
+        new = measure(Row.parse(text), options)
+        records = reports.updated(records, new, ("network", "batch", "size", "dtype"))
         files.write_text(options.results, json.dumps(records, indent=1) + "\n")
         path = options.results.with_suffix(".md")
         reports.write(path, "Time of a train step", COMMAND, report(records))

@@ -4,9 +4,12 @@ Images arrive augmented, so that a step is the normalisation, the network, both 
 update, on one device.
 """
 
+import os
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 import models
+from benchmarks.peers import PeerResNet
 from configs import recipes
 from data.normalization import Normalization
 from errors import UserError
@@ -27,6 +31,9 @@ from training import step as train_step
 
 Times = tuple[float, ...]  # (wall, processor) seconds
 
+ROOT = Path(__file__).parents[1]
+# Several processes on one card: JAX would reserve three quarters of its memory for the first.
+SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 IMAGENET_DEPTHS = tuple(IMAGENET)
 
 
@@ -71,6 +78,7 @@ class WholeStep:
     Args:
       size: of the images in pixels.
       options: for the compiler; training has none.
+      devices: the first is computed on; None takes those of this machine.
 
     Attributes:
       state: shapes of the train state; batch: shapes of the images, labels and their validity.
@@ -82,10 +90,11 @@ class WholeStep:
         model: nn.Module,
         size: int,
         options: dict[str, str] | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ):
         self._config, self._model, self._image = config, model, (size, size, 3)
         self._options = options
-        self._mesh = make_mesh(jax.devices()[:1])
+        self._mesh = make_mesh((devices or jax.devices())[:1])
         self.state = train_step.abstract_state(config, model, self._image)
         shape = (config.batch_size,)
         self.batch = {
@@ -95,10 +104,31 @@ class WholeStep:
         }
 
     @classmethod
-    def of(cls, row: Row, size: int = 0, **fields: Any) -> "WholeStep":
+    def of(
+        cls,
+        row: Row,
+        size: int = 0,
+        devices: Sequence[jax.Device] | None = None,
+        options: dict[str, str] | None = None,
+        **fields: Any,
+    ) -> "WholeStep":
         """The step of our own network, `models.create`'s."""
         config, size, classes = row.recipe(size, **fields)
-        return cls(config, models.create(config.model, classes), size)
+        return cls(config, models.create(config.model, classes), size, options, devices)
+
+    @classmethod
+    def of_flax(
+        cls,
+        row: Row,
+        size: int = 0,
+        devices: Sequence[jax.Device] | None = None,
+        options: dict[str, str] | None = None,
+        **fields: Any,
+    ) -> "WholeStep":
+        """The same step of plain Flax modules (`benchmarks.peers`)."""
+        config, size, classes = row.recipe(size, **fields)
+        shared = {f: config.model[f] for f in ("depth", "stem", "shortcut", "width", "dtype")}
+        return cls(config, PeerResNet(num_classes=classes, **shared), size, options, devices)
 
     def trace(self) -> Any:
         """The step with its state donated: `jax.stages.Traced`."""
@@ -143,6 +173,42 @@ class WholeStep:
 
         run(2)
         return run
+
+
+class Contender:
+    """One contender in a process of its own, which runs steps when it is told to.
+
+    Args:
+      words: the command that serves steps (`step_server.py`, `torch_peer.py`).
+      environment: what its environment has besides this process's.
+
+    Raises:
+      UserError: it does not come up.
+    """
+
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str] = SHARED):
+        self._process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **SHARED, **environment},
+        )
+        first = self._process.stdout.readline()
+        if not first.startswith("ready"):
+            self.close()
+            raise UserError(f"{' '.join(map(str, words))}: said {first!r} instead of 'ready'.")
+
+    def __call__(self, steps: int) -> Times:
+        """(wall, processor) seconds of so many steps."""
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        return tuple(map(float, self._process.stdout.readline().split()))
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
 
 
 def timed(work: Callable[[], Any]) -> Times:

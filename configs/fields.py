@@ -61,6 +61,10 @@ FIELDS = {
     "eval_every": Field(5_000, "steps between validation passes", _COUNT),
     "checkpoint_every": Field(1_000, "steps between checkpoints", _COUNT),
     "keep_checkpoints": Field(3, "newest checkpoints kept, and the best one besides", _COUNT),
+    "deterministic": Field(
+        False,
+        "GPU: only kernels whose sums have a fixed order; slower, by how much is not measured",
+    ),
     "tensorboard": Field(True, "write TensorBoard events"),
     "init_from": Field("", "weight file to start from; brings its stride, pooling, normalisation"),
     "replace_head": Field(False, "allow a new head when init_from has other classes"),

@@ -1,13 +1,14 @@
 """JPEG: what the header says, and decoding no more rows and no finer a scale than a crop needs."""
 
+import functools
 import math
 import re
 import struct
 import threading
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 # Start-of-frame markers of the Huffman-coded processes: baseline, extended, progressive.
@@ -76,6 +77,13 @@ def _orientation(segment: bytes) -> int:
     return value if value in range(1, 9) else 1
 
 
+@functools.cache
+def _decoder() -> Callable[..., Any]:
+    import simplejpeg  # only what reads photographs needs it
+
+    return simplejpeg.decode_jpeg
+
+
 def decode_full(data: bytes) -> np.ndarray:
     """uint8 RGB [height, width, 3] as stored (EXIF's orientation not applied).
 
@@ -84,14 +92,14 @@ def decode_full(data: bytes) -> np.ndarray:
       ValueError: anything else that libjpeg-turbo warns of; Pillow should have a look.
     """
     try:
-        return simplejpeg.decode_jpeg(data, "RGB")
+        return _decoder()(data, "RGB")
     except ValueError as error:
         if _DAMAGE.search(str(error)):
             raise JpegDamage(str(error)) from error
         if _TRUNCATED not in str(error) or data.endswith(_END):
             raise
     try:  # The end marker may be all that is missing.
-        return simplejpeg.decode_jpeg(data + _END, "RGB")
+        return _decoder()(data + _END, "RGB")
     except ValueError as error:
         raise JpegDamage(f"the file is truncated ({error})") from error
 
@@ -120,7 +128,7 @@ def decode_rows(data: bytes, header: Header, rows: int, factor: int = 1) -> np.n
     shape = (-(-kept // factor), -(-header.width // factor), 3)
     image = _scratch(shape)
     try:
-        return simplejpeg.decode_jpeg(
+        return _decoder()(
             data, "RGB", min_height=shape[0], min_width=shape[1], min_factor=factor, buffer=image
         )
     except ValueError as error:

@@ -1,22 +1,28 @@
-"""Small data sets as whole uint8 arrays, read once through TFDS."""
+"""Small data sets as whole uint8 arrays: embedded in a package, or from one file.
+
+`DATA_DIR/NAME.npz` holds a set: its `name`, `label_names`, and for every split S the arrays
+`S_images` and `S_labels`. It is made of TFDS's records once, where TFDS is installed, and needs
+only NumPy where it is copied to.
+"""
 
 import contextlib
+import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
-from data.decode import DecodeError
+from data import embedded, splits
 from data.index_cache import data_directory
-from data.sources import TfdsSource, builder_errors
-from errors import UserError
+from errors import UserError, first_line
 from run import files
 
-EMBEDDED = {"digits": "Digits", "mnist_5k": "Mnist5k"}  # builders of `data.embedded`
-# The others are TFDS's own; `prepare_data.py` prepares them without TensorFlow.
-NAMES = (*EMBEDDED, "cifar10", "cifar100", "fashion_mnist", "mnist")
+# Those that are not embedded are TFDS's own; `prepare_data.py` prepares them without TensorFlow.
+NAMES = (*embedded.SETS, "cifar10", "cifar100", "fashion_mnist", "mnist")
+SPLITS = ("train", "test")
+_LABEL_NAMES = "label_names"
 
 
 class Images(NamedTuple):
@@ -28,37 +34,30 @@ class Images(NamedTuple):
 
 
 def load(name: str, split: str, data_dir: str = "") -> Images:
-    """Reads a split (TFDS syntax, such as 'train[:90%]') of an embedded or a prepared TFDS set.
-
-    Decoded arrays of whole splits are cached beside the records. An embedded set is prepared on
-    first use.
+    """Reads a split (`data.splits`) of an embedded or a prepared set.
 
     Raises:
       UserError: the set is unknown, its package is not installed, or it has not been prepared (says
-        how to); or there is no such split.
+        how to) or is damaged; or there is no such split.
     """
     if name not in NAMES:
         raise UserError(
             f"dataset={name!r}: expected one of {', '.join(NAMES)} when data.resident=True; "
             "tfds:NAME and folder:PATH need data.resident=False."
         )
-    if name in EMBEDDED:
-        _prepare_embedded(name, data_dir)
-    source = TfdsSource(name, split, data_dir)
-    cache = source.directory / f"decoded-{split}.npz"
-    try:
-        with np.load(cache, allow_pickle=False) as arrays:
-            return Images(arrays["images"], arrays["labels"], source.label_names)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # absent or damaged: it is only a copy
-    images, labels = _decode(source, split)
-    with (
-        contextlib.suppress(OSError),  # a read-only or full disk: decode again next time
-        files.whole(cache) as temporary,
-        open(temporary, "wb") as handle,
-    ):
-        np.savez(handle, images=images, labels=labels)
-    return Images(images, labels, source.label_names)
+    whole = _embedded(name) if name in embedded.SETS else _prepared(name, data_dir)
+
+    def length(part):
+        if part not in whole:
+            raise UserError(f"{name}: split {split!r}: there are {', '.join(sorted(whole))}.")
+        return len(whole[part].images)
+
+    parts = [(whole[part], slice(*ends)) for part, *ends in splits.pieces(split, length)]
+    images = np.concatenate([part.images[cut] for part, cut in parts])
+    if not len(images):
+        raise UserError(f"{name}: split {split!r} is empty.")
+    labels = np.concatenate([part.labels[cut] for part, cut in parts])
+    return Images(images, labels, parts[0][0].label_names)
 
 
 def averaged(images: Images, size: int) -> Images:
@@ -85,44 +84,94 @@ def averaged(images: Images, size: int) -> Images:
     return images._replace(images=pixels.astype(np.uint8))
 
 
-def _prepare_embedded(name: str, data_dir: str) -> None:
-    import tensorflow_datasets as tfds  # seconds to import, so only when used
-
-    from data import embedded
-
-    def builder() -> embedded.Embedded:
-        of_name = getattr(embedded, EMBEDDED[name])
-        return of_name(data_dir=data_dir or None, file_format="array_record")
-
-    with builder_errors(name, data_directory(data_dir)):
-        if builder().info.splits:
-            return
-        with files.lock(Path(builder().data_path).parent / ".lock"):
-            waited = builder()  # Another process may have prepared it while this one waited.
-            if waited.info.splits:
-                return
-            tfds.disable_progress_bar()  # a second of work
-            try:
-                waited.download_and_prepare()
-            finally:
-                tfds.enable_progress_bar()
+def file_of(name: str, data_dir: str = "") -> Path:
+    """Where the arrays of a prepared set lie."""
+    return data_directory(data_dir) / f"{name}.npz"
 
 
-def _decode(source: TfdsSource, split: str) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = [], []
+def read(path: Path, name: str) -> dict[str, Images]:
+    """The splits in the file of a whole set.
+
+    Raises:
+      UserError: it is not such a file, or a damaged one; OSError: it cannot be read.
+    """
     try:
-        for i in range(len(source)):
-            record = source[i]
-            image = cv2.imdecode(np.frombuffer(record.image, np.uint8), cv2.IMREAD_UNCHANGED)
-            if image is None:
-                raise ValueError("it holds no image")
-            images.append(image[:, :, ::-1] if image.ndim == 3 else image[:, :, None])  # BGR → RGB
-            labels.append(record.label)
-    except (ValueError, DecodeError, cv2.error) as error:
+        with np.load(path, allow_pickle=False) as arrays:
+            if str(arrays["name"]) != name:
+                raise ValueError(f"it holds {arrays['name']}")
+            names = tuple(map(str, arrays[_LABEL_NAMES]))
+            found = {
+                split: Images(arrays[f"{split}_images"], arrays[f"{split}_labels"], names)
+                for split in SPLITS
+            }
+        for images, labels, _ in found.values():
+            if images.dtype != np.uint8 or images.ndim != 4 or labels.dtype != np.int32:
+                raise ValueError("expected images uint8 [number, height, width, channels]")
+            if labels.shape != images.shape[:1] or not len(labels):
+                raise ValueError("as many labels as images are expected, and one at least")
+            if labels.min() < 0 or labels.max() >= len(names):
+                raise ValueError(f"a label is not one of the {len(names)} classes")
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{source.directory}: record {len(images)} of split {split!r} is damaged ({error}); "
-            "remove this directory and prepare it again."
+            f"{path} is not a whole {name} ({first_line(error)}): copy it again, or remove it and "
+            "prepare the set again"
         ) from error
-    if not images:
-        raise UserError(f"split {split!r} of {source.directory} is empty.")
-    return np.stack(images), np.asarray(labels, np.int32)
+    return found
+
+
+def pack(name: str, data_dir: str = "", source: Path | None = None) -> dict[str, Images]:
+    """Puts the whole set into its file, from a copy of the file or from TFDS's records.
+
+    Raises:
+      UserError: the copy is damaged, or the set is not prepared.
+    """
+    path = file_of(name, data_dir)
+    if source:
+        whole = read(source, name)
+        if source.resolve() != path.resolve():
+            with files.explained(path), files.whole(path) as temporary:
+                shutil.copyfile(source, temporary)
+        return whole
+    whole = _decoded(name, data_dir)
+    with contextlib.suppress(OSError):  # a read-only or full disk: decode again next time
+        _write(path, name, whole)
+    return whole
+
+
+def _write(path: Path, name: str, whole: Mapping[str, Images]) -> None:
+    arrays: dict[str, Any] = {f"{split}_images": part.images for split, part in whole.items()}
+    arrays |= {f"{split}_labels": part.labels for split, part in whole.items()}
+    arrays |= {"name": np.array(name), _LABEL_NAMES: np.array(whole["train"].label_names)}
+    with files.whole(path) as temporary, open(temporary, "wb") as handle:
+        np.savez(handle, **arrays)
+
+
+def _embedded(name: str) -> dict[str, Images]:
+    names = tuple(map(str, range(10)))
+    return {split: Images(*arrays, names) for split, arrays in embedded.SETS[name]().items()}
+
+
+def _prepared(name: str, data_dir: str) -> dict[str, Images]:
+    path, damage = file_of(name, data_dir), ""
+    try:
+        return read(path, name)
+    except OSError:
+        pass  # not there yet
+    except UserError as error:
+        damage = f"{error}. It is made again of TFDS's records, but "
+    try:
+        return pack(name, data_dir)
+    except ImportError as error:
+        raise UserError(
+            f"{damage or f'{path} is not there; '}{error.name} is not installed here. Where it is, "
+            f"run\n  python prepare_data.py {name}\nand copy {path.name} from there."
+        ) from error
+    except UserError as error:
+        raise UserError(f"{damage}{error}") from error
+
+
+def _decoded(name: str, data_dir: str) -> dict[str, Images]:
+    """The whole set from TFDS's records, in their order."""
+    from data import records  # TFDS, decoders: only to make the file
+
+    return {split: Images(*records.whole_split(name, split, data_dir)) for split in SPLITS}

@@ -5,18 +5,16 @@ import functools
 import hashlib
 import itertools
 import os
-import re
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from absl import logging
-from array_record.python import array_record_data_source
 from google.protobuf import json_format, message
 
-from data import folder, index_cache, tfrecord
+from data import folder, index_cache, splits
 from data.decode import DecodeError
 from errors import UserError, first_line
 
@@ -80,7 +78,7 @@ class FolderSource:
     def __init__(self, root: Path, split: str, data_dir: str):
         self._root = root
         listing = functools.cache(lambda name: folder.scan(root, name, data_dir))
-        pieces = _slices(split, lambda name: sum(map(len, listing(name).values())))
+        pieces = splits.pieces(split, lambda name: sum(map(len, listing(name).values())))
         owner = "train" if (root / "train").is_dir() else pieces[0][0]
         self.label_names = tuple(listing(owner))
         empty = [name for name, images in listing(owner).items() if not images]
@@ -143,27 +141,6 @@ def _digest(lines: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _slices(split: str, length: Callable[[str], int]) -> list[tuple[str, int, int]]:
-    """TFDS's split syntax → (split name, start, stop), given the length of each split."""
-    import tensorflow_datasets as tfds  # seconds to import, so only when used
-
-    infos = {
-        name: tfds.core.SplitInfo(
-            name=name, shard_lengths=[length(name)], num_bytes=0, filename_template=None
-        )
-        for name in re.findall(r"(?:^|\+)\s*([\w.-]+)", split)
-    }
-    try:
-        pieces = tfds.core.splits.AbstractSplit.from_spec(split).to_absolute(infos)
-    except (ValueError, AssertionError, TypeError) as error:
-        raise UserError(f"split {split!r}: {error}; expected e.g. 'train[:90%]'") from error
-    if not pieces:
-        raise UserError(f"split {split!r}: name the split, e.g. 'train' or 'train[:90%]'")
-    return [
-        (p.splitname, p.from_ or 0, length(p.splitname) if p.to is None else p.to) for p in pieces
-    ]
-
-
 class TfdsSource:
     """A split of a prepared TFDS image-classification data set.
 
@@ -188,8 +165,12 @@ class TfdsSource:
             raise UserError(f"tfds:{name}: split {split!r}: {error}; splits: {known}") from error
         self._pieces = [(Path(piece.filename), piece.skip, piece.take) for piece in pieces]
         if info.file_format.value == "tfrecord":
+            from data import tfrecord
+
             self._records = tfrecord.TfRecords(self._pieces, data_dir)
         else:
+            from array_record.python import array_record_data_source
+
             self._records = array_record_data_source.ArrayRecordDataSource(pieces)
 
     @functools.cached_property

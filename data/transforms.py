@@ -5,17 +5,16 @@ the rows that it needs are decoded, at the coarsest scale that loses nothing. Ev
 comes from the generator that is handed in. Evaluation resizes are antialiased (Pillow).
 """
 
+import functools
 import math
+from types import ModuleType
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from data import jpeg
 from data.decode import check_size, decode
-
-cv2.setNumThreads(0)  # The pipeline's own threads are the parallelism.
 
 # Shrinking by more than this is antialiased in training crops as well. Up to 2, bilinear
 # interpolation reads every source pixel, takes half the time, and is what TensorFlow's resize does.
@@ -138,9 +137,17 @@ def decode_crop(data: bytes, box: Box, *, size: int, flip: bool = False) -> np.n
     return _resized_box(image, box, size, flip)
 
 
+@functools.cache
+def _opencv() -> ModuleType:
+    import cv2  # only what cuts photographs needs it
+
+    cv2.setNumThreads(0)  # The pipeline's own threads are the parallelism.
+    return cv2
+
+
 def _resized_box(image: np.ndarray, box: Box, size: int, flip: bool) -> np.ndarray:
     """One resize of a box of an image [height, width, 3] to uint8 [size, size, 3]."""
-    antialias = max(box.height, box.width) / size > ANTIALIAS_FROM
+    cv2, antialias = _opencv(), max(box.height, box.width) / size > ANTIALIAS_FROM
     if all(float(value).is_integer() for value in box):
         top, left, height, width = map(int, box)
         method = cv2.INTER_AREA if antialias else cv2.INTER_LINEAR

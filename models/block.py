@@ -7,7 +7,7 @@ from jax import Array
 from models.block_spec import BlockSpec
 from models.ops.conv import conv
 from models.ops.norm import batch_norm
-from models.ops.relu import relu
+from models.ops.relu import relu, relu_of_sum
 
 
 class ResidualBlock(nn.Module):
@@ -22,7 +22,7 @@ class ResidualBlock(nn.Module):
         if not self.spec.residual:
             return relu(y)  # the plain twin
         shortcut = self.shortcut(x, train)
-        return relu(shortcut + y)
+        return relu_of_sum(shortcut, y)
 
     def shortcut(self, x: Array, train: bool) -> Array:
         """The identity; where the shape changes, zero-padded (A) or projected (B, C)."""

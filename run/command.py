@@ -14,11 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from errors import UsageError, UserError
-from run import files
 from run.signals import HANDLED, Interrupted, set_handlers
 
 LOG = logging.getLogger("residual")
-NO_EXCEPTION_IN = ("<frozen importlib", f"{os.sep}jax{os.sep}")  # in the name of a file of code
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,7 +76,7 @@ def run(
         return main(argv) or 0
     except UserError as error:
         print(printable(f"error: {error}", kept="\n"), file=sys.stderr, flush=True)
-        if _has_joined():
+        if _one_of_several():
             from run import agreement
 
             agreement.part()
@@ -97,14 +95,12 @@ def run(
 
 
 def _end(number, frame):
-    """Ends the command by an exception, but at once inside an import and inside JAX.
+    """Ends the command by an exception, which lets files be cleaned up, but not inside an import.
 
-    An import takes it for a module that does not work, and NumPy then ends with SIGSEGV; so does
-    JAX's compiler, and its callbacks swallow it.
+    There it would be taken for a module that does not work; NumPy then ends with SIGSEGV.
     """
     while frame:
-        if any(part in frame.f_code.co_filename for part in NO_EXCEPTION_IN):
-            files.remove_unfinished()
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
             os._exit(128 + number)
         frame = frame.f_back
     if number == signal.SIGINT:
@@ -125,7 +121,7 @@ def _forget_stdout():
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _has_joined() -> bool:
-    """Whether this process is one of several (`run.processes.join`)."""
+def _one_of_several() -> bool:
+    """Whether this process has joined others (`run.processes.join`)."""
     jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized()
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1

@@ -6,6 +6,7 @@ ends with its checksum, `crc32`.
 """
 
 import contextlib
+import importlib.util
 import logging
 import os
 import re
@@ -120,7 +121,9 @@ class RunLog:
             for path, (_, damaged) in found.items():
                 _keep_aside(path, damaged)
             self._files = {path: _reopened(path, lines) for path, lines in kept.items()}
-            if tensorboard:
+            if tensorboard and not importlib.util.find_spec("tensorboardX"):
+                LOG.warning("tensorboardX is not installed: there are no TensorBoard events")
+            elif tensorboard:
                 self._events = _Events(self._workdir.events, step)
 
     def metrics(self, step: int, split: str, values: Mapping[str, Any], **flags: Any) -> None:

@@ -1,16 +1,31 @@
 """How far a run is and how fast: the progress bar, or lines where nobody looks at a terminal."""
 
+import contextlib
 import logging
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from math import nan
 from typing import Any, Protocol
 
 import jax
-from tqdm import tqdm
+
+try:
+    from tqdm import tqdm
+except ImportError:  # a machine that has only what computing needs: lines instead of bars
+    from run.no_bar import NoBar as tqdm  # type: ignore[assignment]
 
 LOG = logging.getLogger("residual")
+
+
+def messages_beside_a_bar() -> AbstractContextManager[None]:
+    """While open, messages of the log do not tear a progress bar."""
+    try:
+        from tqdm.contrib.logging import logging_redirect_tqdm
+    except ImportError:
+        return contextlib.nullcontext()
+    return logging_redirect_tqdm()
 
 
 class Waits(Protocol):

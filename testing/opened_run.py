@@ -10,7 +10,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import models
-import weights
 from configs import base
 from data.class_names import imagenet_classes
 from data.facts import Facts, read_facts
@@ -90,6 +89,8 @@ def from_weight_file(config: ConfigDict, facts: Facts) -> OpenedRun:
       UserError: the file cannot be read or does not fit the network or the number of classes.
     """
     model, template = _network(config, facts)
+    import weights  # readers of foreign files
+
     variables, notes = weights.load_weights(config.init_from, config.model, template)
     for note in notes:
         LOG.info(note)
@@ -108,6 +109,8 @@ def weights_alone(path: str) -> tuple[OpenedRun, str]:
     Raises:
       UserError: the file cannot be read, or holds no network that can be built here.
     """
+    import weights
+
     found = weights.describe(path)
     config = base.base()
     config.init_from = path

@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from data.normalization import normalize
 from errors import UserError, first_line
@@ -22,6 +21,7 @@ from models.ops.norm import BN_MOMENTUM
 from run import files
 from run.checkpoint import fill, flatten
 from run.mesh import DATA_AXIS, to_host
+from run.progress import tqdm
 from run.workdir import Workdir
 from testing.opened_run import OpenedRun
 

@@ -9,6 +9,7 @@ from configs import base
 from configs.fields import FIELDS
 from data.facts import tested_size
 from errors import UserError
+from run import determinism
 
 
 def check(config: ConfigDict, devices: int) -> None:
@@ -26,6 +27,7 @@ def check(config: ConfigDict, devices: int) -> None:
             listed = ", ".join(map(repr, allowed)) if isinstance(allowed, tuple) else allowed
             one_of = "one of " if isinstance(allowed, tuple) else ""
             raise UserError(f"{name}={values[name]!r}: expected {one_of}{listed}.")
+    determinism.check(config.deterministic)
     _check_schedule(config)
     _check_augmentation(config.augment, config.data)
     if config.batch_size % config.augment.repeats:

@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 from ml_collections import ConfigDict
 
-import weights
 from configs import base
 from configs.fields import FIELDS
 from data import facts as data_facts
@@ -55,9 +54,6 @@ def claim(folder: Workdir, config: ConfigDict, facts: Facts) -> None:
       UserError: config or data differ from those of the run, or it cannot be written.
     """
     if not folder.claim(config):
-        return folder.write_facts(facts.to_dict())
-    if not folder.facts.exists():
-        LOG.warning("%s is missing: nobody can say whether the data are the same.", folder.facts)
         return folder.write_facts(facts.to_dict())
     then, now = data_facts.read_facts(folder).to_dict(), facts.to_dict()
     if not then["splits"]:
@@ -105,6 +101,8 @@ def initial_state(config: ConfigDict, model: nn.Module, facts: Facts) -> TrainSt
     if not config.init_from:
         return state
     variables = {"params": state.params, "batch_stats": state.batch_stats}
+    import weights  # readers of foreign files, which a run from scratch does without
+
     variables, notes = weights.load_weights(
         config.init_from, config.model, variables, replace_head=config.replace_head
     )
@@ -144,6 +142,8 @@ def adopted(config: ConfigDict, saved: Mapping[str, Any] | None = None) -> Confi
         for name, part in CONVENTIONS.items():
             config[part][name] = saved.get(part, {}).get(name, config[part][name])
         return config
+    import weights
+
     known = weights.conventions(config.init_from)
     for name, part in CONVENTIONS.items():
         value = getattr(known, name)

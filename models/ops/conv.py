@@ -206,12 +206,45 @@ def _kernel_gradient_cpu(x, dy, *, image, size, strides, dilation, groups):
     return gradient.transpose(1, 2, 0, 3)
 
 
+# For CUDA: a 1×1 kernel with strides is one without, over the pixels that it takes. XLA's own would
+# read all of them, and write the input's gradient with the zeros between.
+
+
+def _taken(x, geometry):
+    """x at the strides of a 1×1 kernel, and the geometry that is left."""
+    strides = geometry["strides"]
+    if geometry["size"] > 1 or strides == 1:
+        return x, geometry
+    x = x[:, ::strides, ::strides]
+    return x, geometry | {"image": x.shape[1:3], "strides": 1}
+
+
+def _conv_cuda(x, kernel, **geometry):
+    x, geometry = _taken(x, geometry)
+    return _conv(x, kernel, **geometry)
+
+
+def _input_gradient_cuda(dy, kernel, **geometry):
+    (height, width), strides = geometry["image"], geometry["strides"]
+    if geometry["size"] > 1 or strides == 1:
+        return _input_gradient(dy, kernel, **geometry)
+    dx = _input_gradient(dy, kernel, **geometry | {"image": dy.shape[1:3], "strides": 1})
+    ends = [n - _span(out, strides) for n, out in zip((height, width), dy.shape[1:3], strict=True)]
+    between = [(0, end, strides - 1) for end in ends]
+    return lax.pad(dx, jnp.zeros((), dx.dtype), [(0, 0, 0), *between, (0, 0, 0)])
+
+
+def _kernel_gradient_cuda(x, dy, **geometry):
+    x, geometry = _taken(x, geometry)
+    return _kernel_gradient(x, dy, **geometry)
+
+
 def _span(count, strides):
     """Entries from the first to the last of `count`, `strides` apart."""
     return strides * (count - 1) + 1
 
 
-def _primitive(name, default, cpu):
+def _primitive(name, default, **forms):
     def shape(x, y, **geometry):
         plain = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, y))
         out = jax.eval_shape(partial(default, **geometry), *plain)
@@ -225,13 +258,19 @@ def _primitive(name, default, cpu):
     primitive.def_abstract_eval(shape)
     batching.primitive_batchers[primitive] = vmapped
     mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=False))
-    mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), platform="cpu")
+    for platform, form in forms.items():
+        rule = mlir.lower_fun(form, multiple_results=False)
+        mlir.register_lowering(primitive, rule, platform=platform)
     return primitive
 
 
-_conv_p = _primitive("conv", _conv, _conv)
-_input_p = _primitive("conv_input_gradient", _input_gradient, _input_gradient_cpu)
-_kernel_p = _primitive("conv_kernel_gradient", _kernel_gradient, _kernel_gradient_cpu)
+_conv_p = _primitive("conv", _conv, cuda=_conv_cuda)
+_input_p = _primitive(
+    "conv_input_gradient", _input_gradient, cpu=_input_gradient_cpu, cuda=_input_gradient_cuda
+)
+_kernel_p = _primitive(
+    "conv_kernel_gradient", _kernel_gradient, cpu=_kernel_gradient_cpu, cuda=_kernel_gradient_cuda
+)
 
 # For each the transposes to its first and its second argument: of ct, cotangent of its result, and
 # the other argument.

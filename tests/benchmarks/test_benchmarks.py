@@ -66,14 +66,15 @@ def test_a_row_is_network_batch_dtype(text):
 def test_operations_are_those_of_table_1():
     config, size, classes = Row("resnet50", 2).recipe()
     costs = step_time.layer_costs(models.create(config.model, classes), (2, size, size, 3))
-    assert sum(ops for ops, _ in costs) / 2 / 2 == pytest.approx(3.858e9, rel=0.01)
+    assert sum(ops for ops, *_ in costs) / 2 / 2 == pytest.approx(3.858e9, rel=0.01)
     assert len(costs) == 54  # 53 convolutions and the head
     # Two layers, three and two passes: bound by operations, by bytes.
-    operations, seconds = step_time.roofline(
-        [(100, 1), (10, 50)], peak=10, bandwidth=20, itemsize=4
+    operations, seconds, with_bn = step_time.roofline(
+        [(100, 1, 5), (10, 50, 7)], peak=10, bandwidth=20, itemsize=4
     )
     assert operations == 2 * 100 + 3 * 10
     assert seconds == pytest.approx(2 * 10 + 3 * 10)
+    assert with_bn == pytest.approx(seconds + step_time.BN_PASSES * 5 * 4 / 20)
 
 
 @pytest.mark.slow
@@ -85,7 +86,7 @@ def test_step_time_writes_records_and_report(tmp_path):
     expected = [step_time.PEER, step_time.OURS, step_time.PEER_AT_ITS_BEST]
     assert [r["contender"] for r in records] == expected
     assert records[0]["ratio_to_flax"] == 1
-    assert all(r["images_per_s"] > 0 and r["roofline"] > 0 for r in records)
+    assert all(r["images_per_s"] > 0 and r["roofline_with_bn"] > r["roofline"] > 0 for r in records)
     report = results.with_suffix(".md").read_text().splitlines()
     rows = [list(row.values()) for table in markdown.tables(report) for row in table]
     assert ["resnet8, 2 × 8², float32", step_time.OURS] in [row[:2] for row in rows]
@@ -93,7 +94,8 @@ def test_step_time_writes_records_and_report(tmp_path):
     assert "not run" in absent
 
     other = records[0] | {"network": "resnet14"}
-    again = step_time.updated([*records, other], records[:1])
+    identity = ("network", "batch", "size", "dtype")
+    again = reports.updated([*records, other], records[:1], identity)
     assert again == [other, records[0]]  # a row is replaced as a whole
 
 

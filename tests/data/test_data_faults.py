@@ -14,7 +14,7 @@ import input_pipeline
 import train
 from benchmarks import faults
 from configs import digits
-from data import small_sets, stream
+from data import stream
 from errors import UserError
 from run import logs
 from run.mesh import make_mesh
@@ -173,22 +173,6 @@ def test_a_file_that_cannot_be_read_is_named(forms, tmp_path):
     config = make_config(f"folder:{folder}", tmp_path, **options)
     with pytest.raises(UserError, match=r"corrupt record .*dangling\.jpg.*cannot be read"):
         train.train(config, tmp_path / "run")
-
-
-def test_a_damaged_small_set_is_named_and_a_damaged_copy_of_it_replaced(data_dir, tmp_path):
-    images = small_sets.load("digits", "test", data_dir).images
-    shutil.copytree(data_dir, tmp_path / "data")
-    (cache,) = tmp_path.glob("data/digits/*/decoded-test.npz")
-    cache.write_bytes(cache.read_bytes()[:-100])
-    again = small_sets.load("digits", "test", str(tmp_path / "data")).images
-    np.testing.assert_array_equal(again, images)
-    cache.unlink()
-    records = next(tmp_path.glob("data/digits/*/*-test.array_record-*"))
-    data = bytearray(records.read_bytes())
-    data[len(data) // 4] ^= 1
-    records.write_bytes(data)
-    with pytest.raises(UserError, match=r"digits.*split 'test'.* is damaged .*prepare it again"):
-        small_sets.load("digits", "test", str(tmp_path / "data"))
 
 
 # ---- Names and limit over the whole run

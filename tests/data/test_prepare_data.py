@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import prepare_data
+from data import small_sets
 from data.decode import decode
 from data.sources import open_source
 from run import command
@@ -316,3 +317,33 @@ def test_a_full_or_unwritable_disk_is_named(tmp_path, small_disk, capsys):
     assert command.run(prepare_data.main, [*arguments, str(tmp_path / "file")]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert len(errors) == 2 and "cannot be written" in errors[1]
+
+
+def test_a_small_set_is_also_one_file_in_the_records_order(tmp_path, trusted, capsys):
+    files = cifar_archive("cifar10")
+    trusted("cifar10", files, tmp_path / "data")
+    source = write(tmp_path / "archives", files)
+    assert run("cifar10", "--from", source, "--data_dir", tmp_path / "data") == 0
+    path = small_sets.file_of("cifar10", str(tmp_path / "data"))
+    assert str(path) in capsys.readouterr().out
+    for split in ("train", "test"):
+        records = open_source("tfds:cifar10", split, str(tmp_path / "data"))
+        found = small_sets.load("cifar10", split, str(tmp_path / "data"))
+        assert found.label_names == records.label_names
+        for i, image in enumerate(found.images):
+            np.testing.assert_array_equal(image, decode(records[i].image))
+            assert found.labels[i] == records[i].label
+    path.unlink()  # as a set that older code prepared: made again
+    small_sets.load("cifar10", "train", str(tmp_path / "data"))
+    path.write_bytes(path.read_bytes()[:-50])
+    small_sets.load("cifar10", "train", str(tmp_path / "data"))
+    assert len(small_sets.read(path, "cifar10")["test"].images) == TEST
+
+    assert run("cifar10", "--from", path.parent, "--data_dir", tmp_path / "other") == 0
+    assert f"{TRAIN} records" in capsys.readouterr().out
+    copy = small_sets.file_of("cifar10", str(tmp_path / "other"))
+    assert copy.read_bytes() == path.read_bytes()
+    assert run("cifar10", "--data_dir", tmp_path / "other") == 0  # it is there already
+    copy.write_bytes(b"")
+    assert run("cifar10", "--from", copy.parent, "--data_dir", tmp_path / "third") == 1
+    assert "is not a whole cifar10" in capsys.readouterr().err

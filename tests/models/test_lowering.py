@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from benchmarks.peers import PeerResNet
 from benchmarks.whole_step import Row, WholeStep
 
 ROW = Row("resnet18", 2)
@@ -19,17 +18,11 @@ def operations(step, platform):
     return collections.Counter(re.findall(r"\bstablehlo\.(\w+)", text))
 
 
-def flax_step(dtype):
-    config, size, classes = ROW._replace(dtype=dtype).recipe(SIZE, width=WIDTH)
-    fields = {f: config.model[f] for f in ("depth", "stem", "shortcut", "width", "dtype")}
-    return WholeStep(config, PeerResNet(num_classes=classes, **fields), size)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_the_step_is_that_of_plain_flax_modules(platform, dtype):
     ours = operations(WholeStep.of(ROW._replace(dtype=dtype), SIZE, width=WIDTH), platform)
-    flax = operations(flax_step(dtype), platform)
+    flax = operations(WholeStep.of_flax(ROW._replace(dtype=dtype), SIZE, width=WIDTH), platform)
     assert ours["convolution"] == flax["convolution"] == 3 * 20 - 1
     for name in ("optimization_barrier", "case", "custom_call", "scatter", "sort", "while"):
         assert ours[name] == 0, name
@@ -59,3 +52,20 @@ def test_loops_have_xlas_convolutions_too(platform):
     found = operations(step, platform)
     assert found["while"] == 6  # three stages, forward and backward
     assert not found["optimization_barrier"] and not found["case"] and not found["custom_call"]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"preactivation": True, "shortcut": "C"},
+        {"residual": False, "stem_pool": "unpadded", "output_stride": 8},
+        {"remat": "block", "space_to_depth": True, "dtype": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_no_sum_has_a_free_order(fields, platform):
+    """`tests/benchmarks/test_gpu_program.py` reads the same from the compiled program."""
+    found = operations(WholeStep.of(ROW, SIZE, width=WIDTH, **fields), platform)
+    for name in ("scatter", "select_and_scatter", "reduce_window", "sort", "rng", "custom_call"):
+        assert not found[name], name
