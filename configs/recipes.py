@@ -54,6 +54,7 @@ def imagenet(network: str, arg: str = "") -> ConfigDict:
         _goyal(config, steps_per_epoch=IMAGENET_STEPS_PER_EPOCH, epochs=90)
     for name in options & set(MODERN):
         MODERN[name](config)
+        config.model.bn_group_size = 0  # theirs were all images of a device
     if "quick" in options:
         _quick(config)
     return config

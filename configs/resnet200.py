@@ -1,4 +1,5 @@
-"""ResNet-200 of Identity Mappings on ImageNet, the paper's recipe; `:goyal` for a modern one.
+"""ResNet-200 of Identity Mappings on ImageNet, the paper's recipe; `:goyal`, `:lars`, `:rsb_a3` or
+`:torchvision_v2` for a modern one (docs/modern_recipes.md).
 
 python main.py --config=configs/resnet200.py --config.model.preactivation=True
 """

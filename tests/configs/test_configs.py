@@ -73,7 +73,8 @@ def test_paper_values():
         256,
         480,
     )
-    assert config.model.bn_group_size == 32
+    groups = {arg: load("resnet50", arg).model.bn_group_size for arg in ("", "goyal", "rsb_a3")}
+    assert groups == {"": 32, "goyal": 32, "rsb_a3": 0}
     cifar = load("cifar10", "resnet110")
     assert cifar.model.bn_group_size == 64
     assert (cifar.batch_size, cifar.num_steps, cifar.optim.boundaries) == (
