@@ -297,9 +297,19 @@ def _vary_alike(*arrays):
     Lax does so in its own operations. The transpose of the mark on a parameter is the sum of the
     devices' gradients.
     """
-    varying = [jax.typeof(a).manual_axis_type.varying for a in arrays]
+    varying = [_varying_axes(jax.typeof(a)) for a in arrays]
     missing = [tuple(frozenset().union(*varying) - axes) for axes in varying]
-    return [
-        lax.pcast(a, axes, to="varying") if axes else a
-        for a, axes in zip(arrays, missing, strict=True)
-    ]
+    return [_vary(a, axes) if axes else a for a, axes in zip(arrays, missing, strict=True)]
+
+
+# JAX's names for the two have changed; Colab may have an older one.
+
+
+def _varying_axes(kind):
+    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+
+
+def _vary(array, axes):
+    if hasattr(lax, "pcast"):
+        return lax.pcast(array, axes, to="varying")
+    return lax.pvary(array, axes)
