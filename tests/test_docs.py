@@ -33,7 +33,7 @@ NOT_RUN = {  # how a command begins: why it does not run here
 # Options that make a command small. Of an option given twice, programs take the last.
 RUN = """--config.num_steps=2 --config.batch_size=4 --config.log_every=1 --config.checkpoint_every=2
     --config.eval_every=2 --config.tensorboard=False --config.optim.learning_rate=0.001
-    --config.model.width=4 --config.eval.precise_bn_batches=2 """
+    --config.optim.warmup_steps=1 --config.model.width=4 --config.eval.precise_bn_batches=2 """
 DIGITS = """--config.model.depth=8 --config.dataset=digits --config.data.validation_size=0
     --config.data.image_size=8 --config.eval.batch_size=100"""
 PHOTOS = """--config.model.depth=18 --config.dataset=folder:{tmp}/photos --config.data_dir={tmp}
