@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from errors import UserError
 from models.scanned import STACKED, stack_blocks, unstack_blocks
 from weights import caffe, checkpoints, fit, huggingface, keras, torchvision
-from weights.architectures import HEAD, READ, identify, telling_name
+from weights.architectures import HEAD, identify, telling_name
 from weights.files import Tensor, read_safetensors, read_torch
 from weights.origins import CAFFE, KERAS, TORCHVISION, Conventions, Description, exported
 
@@ -183,7 +183,7 @@ def describe(path: str | os.PathLike) -> Description:
     file = _open(path)
     network = identify(file.tensors)
     if network.why_not:
-        raise UserError(f"{file.path}: holds {network.name}: {network.why_not}. {READ}")
+        raise fit.refusal(file.path, network)
     if not all(name in file.tensors for name in HEAD):
         names = " and ".join(map(file.theirs, HEAD))
         raise UserError(f"{file.path}: has no head ({names}), so it names no classes.")

@@ -24,6 +24,11 @@ def check_name(path: Path, name: str) -> None:
         )
 
 
+def refusal(path: str | os.PathLike, network: Network, more: str = "") -> UserError:
+    """The error for a file of an architecture that cannot be built here."""
+    return UserError(f"{path}: holds {network.name}: {network.why_not}{more}. {READ}")
+
+
 def check(
     path: str | os.PathLike,
     found: Mapping[str, Tensor],
@@ -65,7 +70,7 @@ def check(
     ]
     network, problem = identify(found), "; ".join(problems)
     if network.why_not:
-        raise UserError(f"{path}: holds {network.name}: {network.why_not}; {problem}. {READ}")
+        raise refusal(path, network, f"; {problem}")
     raise UserError(
         f"{path}: does not fit; {_networks(network, wanted)}{problem}. "
         f"{_advice(network, found, wanted, model_config)}"

@@ -65,6 +65,7 @@ def agrees(path, name):
     return found, notes
 
 
+@pytest.mark.slow
 def test_a_folder_is_enough(tmp_path):
     found, notes = agrees(folder_of(tmp_path / "basic"), "basic")
     assert notes == [] and found.label_names == tuple(LABELS.values())
