@@ -17,12 +17,12 @@ Beside each file lies a `.json` with class names, image shape and versions. Exit
 an error that the message explains, 2 wrong arguments.
 """
 
+import _signal  # `signal` itself imports for a while
 import os
-import signal
 import sys
 
 if __name__ == "__main__":  # the imports below take seconds; `command.run` does it from then on
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
 
 import json
 from collections.abc import Sequence

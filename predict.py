@@ -9,12 +9,12 @@ and the output says what was taken. Exit status: 0 done; 1 an image could not be
 (it is named, the others are done) or another error that the message explains; 2 wrong arguments.
 """
 
+import _signal  # `signal` itself imports for a while
 import os
-import signal
 import sys
 
 if __name__ == "__main__":  # the imports below take seconds; `command.run` does it from then on
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
 
 import concurrent.futures
 import functools

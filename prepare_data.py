@@ -8,12 +8,12 @@
 TensorFlow is not needed. An interrupted preparation is started again by the same command.
 """
 
+import _signal  # `signal` itself imports for a while
 import os
-import signal
 import sys
 
 if __name__ == "__main__":  # the imports below take seconds; `command.run` does it from then on
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
 
 import gzip
 import hashlib

@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from errors import UsageError, UserError
+from run import files
 from run.signals import HANDLED, Interrupted, set_handlers
 
 LOG = logging.getLogger("residual")
+NO_EXCEPTION_IN = ("<frozen importlib", f"{os.sep}jax{os.sep}")  # in the name of a file of code
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,7 +78,7 @@ def run(
         return main(argv) or 0
     except UserError as error:
         print(printable(f"error: {error}", kept="\n"), file=sys.stderr, flush=True)
-        if _one_of_several():
+        if _has_joined():
             from run import agreement
 
             agreement.part()
@@ -95,12 +97,14 @@ def run(
 
 
 def _end(number, frame):
-    """Ends the command by an exception, which lets files be cleaned up, but not inside an import.
+    """Ends the command by an exception, but at once inside an import and inside JAX.
 
-    There it would be taken for a module that does not work; NumPy then ends with SIGSEGV.
+    An import takes it for a module that does not work, and NumPy then ends with SIGSEGV; so does
+    JAX's compiler, and its callbacks swallow it.
     """
     while frame:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        if any(part in frame.f_code.co_filename for part in NO_EXCEPTION_IN):
+            files.remove_unfinished()
             os._exit(128 + number)
         frame = frame.f_back
     if number == signal.SIGINT:
@@ -121,7 +125,7 @@ def _forget_stdout():
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _one_of_several() -> bool:
-    """Whether this process has joined others (`run.processes.join`)."""
+def _has_joined() -> bool:
+    """Whether this process is one of several (`run.processes.join`)."""
     jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+    return jax is not None and jax.distributed.is_initialized()

@@ -17,6 +17,7 @@ from errors import UserError
 
 LOG = logging.getLogger("residual")
 CHECKSUM = "crc32"  # the name of that field
+_unfinished: set[Path] = set()  # temporary files of this process
 
 
 @contextlib.contextmanager
@@ -33,11 +34,20 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    _unfinished.add(temporary)
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
+
+
+def remove_unfinished() -> None:
+    """Removes what `whole` is writing, before the process ends at once."""
+    for temporary in [*_unfinished]:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -55,6 +55,9 @@ def claim(folder: Workdir, config: ConfigDict, facts: Facts) -> None:
     """
     if not folder.claim(config):
         return folder.write_facts(facts.to_dict())
+    if not folder.facts.exists():
+        LOG.warning("%s is missing: nobody can say whether the data are the same.", folder.facts)
+        return folder.write_facts(facts.to_dict())
     then, now = data_facts.read_facts(folder).to_dict(), facts.to_dict()
     if not then["splits"]:
         LOG.info("%s lists no files, as in runs of older code; it does from now on.", folder.facts)

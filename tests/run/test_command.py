@@ -1,5 +1,6 @@
 """How a command ends: its status and what it says."""
 
+import contextlib
 import importlib
 import logging
 import os
@@ -9,10 +10,11 @@ import sys
 import threading
 from pathlib import Path
 
+import jax
 import pytest
 
 from errors import UsageError, UserError
-from run import command
+from run import command, files
 from run.signals import Interrupted
 
 ROOT = Path(__file__).parent.parent.parent
@@ -111,11 +113,34 @@ def test_control_c_during_an_import_of_a_running_command_ends_it_at_once(tmp_pat
     (tmp_path / "interrupted.py").write_text(f"try:\n    {'    '.join(INTERRUPTED.splitlines(1))}"
                                              "except BaseException:\n    pass\n")  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path)
+
+    def main(argv):
+        with files.whole(tmp_path / "result") as temporary:
+            temporary.write_text("half")
+            importlib.import_module("interrupted")
+
     child = os.fork()
     if child == 0:
-        command.run(lambda argv: importlib.import_module("interrupted") and 0, [])
+        command.run(main, [])
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert not list(tmp_path.glob("result*"))
+
+
+@pytest.mark.parametrize(("signum", "status"), SIGNALS)
+def test_a_signal_inside_jax_ends_a_command_at_once(signum, status):
+    """Its compiler would end with SIGSEGV, and its callbacks swallow an exception."""
+
+    def main(argv):
+        for _ in range(2):  # JAX's tracing calls this code
+            with contextlib.suppress(BaseException):
+                jax.eval_shape(lambda: os.kill(os.getpid(), signum))
+
+    child = os.fork()
+    if child == 0:
+        command.run(main, [])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
 
 
 def test_a_command_that_a_hangup_stopped_ends_well_without_a_terminal(tmp_path):

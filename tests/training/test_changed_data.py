@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import export
+import models
+import train
 from configs import digits
 from data import facts
 from errors import UserError
 from input_pipeline import open_data
+from run.checkpoint import Checkpoints
 from run.mesh import make_mesh
 from run.workdir import Workdir
 from testing import fitting, opened_run
+from tests.support.untrained import make_workdir
 from training import start
 
 
@@ -94,6 +99,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_refused_by_name_and_accepted_on_purpose(
     images, config, workdir, change, caplog
@@ -134,6 +140,53 @@ def test_a_run_of_older_code_goes_on_and_lists_its_data_from_then_on(config, wor
         start.claim(workdir, config, facts_of(config))
 
 
+def test_a_damaged_list_of_the_data_is_refused_and_a_missing_one_is_said(config, workdir, caplog):
+    workdir.facts.write_text(
+        workdir.facts.read_text().replace('"num_train": 12', '"num_train": 13')
+    )
+    with pytest.raises(UserError, match=r"data\.json: cannot be read .*differs from its checksum"):
+        start.claim(workdir, config, facts_of(config))
+    workdir.facts.unlink()
+    start.claim(workdir, config, facts_of(config))
+    assert "data.json is missing" in caplog.text
+    start.claim(workdir, config, facts_of(config))
+
+
+@pytest.fixture
+def exported(tiny, tmp_path):
+    """A config that begins with weights that `export.py` wrote, and the facts of its data."""
+    network = opened_run.load(str(make_workdir(tiny, tmp_path / "old")))
+    tiny.init_from = str(tmp_path / "model.safetensors")
+    export.export(network, "safetensors", tiny.init_from)
+    return tiny, network.facts, network.variables["params"]["head"]["kernel"]
+
+
+def head(config, facts):
+    model = models.create(config.model, facts.num_classes)
+    return np.asarray(start.initial_state(config, model, facts).params["head"]["kernel"])
+
+
+@pytest.mark.slow
+def test_weights_of_the_same_classes_keep_their_head(exported):
+    config, then, kernel = exported
+    np.testing.assert_array_equal(head(config, then), kernel)
+
+
+@pytest.mark.slow
+def test_a_head_whose_classes_are_in_another_order_is_refused_replaced_or_kept(exported, caplog):
+    config, then, kernel = exported
+    now = then._replace(label_names=then.label_names[::-1])
+    with pytest.raises(UserError, match=r"label_names.0: '0' there, '9' in the data"):
+        head(config, now)
+    config.replace_head = True
+    assert not np.array_equal(head(config, now), kernel)
+    config.data.on_change = "accept"
+    np.testing.assert_array_equal(head(config, now), kernel)
+    config.replace_head = False
+    np.testing.assert_array_equal(head(config, now), kernel)
+    assert "the weights are of other classes" in caplog.text
+
+
 def test_the_pixels_of_a_small_set_are_compared(tiny):
     data = open_data(tiny, make_mesh())
     train, test = data.listing("train"), data.listing("test")
@@ -161,9 +214,6 @@ def test_testing_refuses_a_changed_split_of_the_runs_own_data(images, config, wo
 
 
 def test_a_second_run_writes_nothing_while_the_first_holds_the_lock(tiny, tmp_path):
-    import train
-    from run.checkpoint import Checkpoints
-
     first = Checkpoints(tmp_path)
     Workdir(tmp_path).claim(tiny)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
