@@ -79,6 +79,7 @@ def parser(
         "--validation_size", type=int, help="bold curve on held-out training images (default: test)"
     )
     p.add_argument("--width", type=int, help="channels of the first stage; default: the recipe's")
+    p.add_argument("--bn_group_size", type=int, help="0: all of a device; default: the recipe's")
     p.add_argument("--scan_blocks", action="store_true", help="compile equal blocks once")
     p.add_argument("--runs", default="runs/paper", help="folder of the runs' workdirs")
     return p
@@ -210,6 +211,10 @@ def _resize(config, args, notes, entry):
     if args.width is not None:
         notes.append(f"{args.width} channels in the first stage instead of {config.model.width}")
         config.model.width = args.width
+    if args.bn_group_size is not None:
+        images = args.bn_group_size or "all images of a device"
+        notes.append(f"BN over {images} instead of {config.model.bn_group_size} images")
+        config.model.bn_group_size = args.bn_group_size
     if args.scan_blocks and "dropout" not in entry.model.get("variant", ""):
         config.model.scan_blocks = True
 
