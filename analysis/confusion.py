@@ -19,14 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import input_pipeline
 from analysis import subject
 from data.class_names import readable
 from data.folder import scan
 from data.normalization import normalize
 from errors import UserError
 from run import command, plotting
-from run.mesh import make_mesh
 from testing.opened_run import OpenedRun
 
 WORST = 12  # images in the picture
@@ -60,14 +58,7 @@ def measure(run: OpenedRun, split: str) -> tuple[np.ndarray, list[Mistake]]:
     Raises:
       UserError: the data cannot be read or have other classes, or a probability is NaN.
     """
-    config = run.config.copy_and_resolve_references()
-    config.eval.batch_size = config.batch_size
-    data: Any = input_pipeline.open_data(config, make_mesh(jax.devices()[:1]))
-    if data.facts.label_names != run.facts.label_names:
-        raise UserError(
-            f"{run.workdir} was trained on {run.facts.num_classes} classes, and {config.dataset} "
-            f"has {data.facts.num_classes} now, or others; restore its data."
-        )
+    data = subject.open_data(run)
     score, classes = _compiled(run.model), run.facts.num_classes
     matrix, worst, start = np.zeros((classes, classes), np.int64), [], 0
     for batch in data.evaluation(split):
@@ -87,7 +78,7 @@ def measure(run: OpenedRun, split: str) -> tuple[np.ndarray, list[Mistake]]:
         start += len(labels)
     if not matrix.any():
         raise UserError(f"{run.workdir}: its data has no {split!r} images; choose --split.")
-    if not config.data.resident:
+    if not run.config.data.resident:
         source = data.source(split)
         worst = [one._replace(name=source[one.position].name) for one in worst]
     return matrix, worst

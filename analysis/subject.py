@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+import input_pipeline
 from errors import UserError
-from input_pipeline import open_data
 from run import command, files
 from run.mesh import make_mesh
 from run.provenance import provenance
@@ -44,6 +44,24 @@ def open_workdir(args: argparse.Namespace) -> tuple[OpenedRun, Path]:
     return run, Path(args.out) if args.out else Workdir(args.workdir).analysis
 
 
+def open_data(run: OpenedRun) -> Any:
+    """The data that a network was trained on, for one device, in batches of its training's size.
+
+    Raises:
+      UserError: they cannot be read, or their classes are no longer those of the network.
+    """
+    config = run.config.copy_and_resolve_references()
+    config.eval.batch_size = config.batch_size
+    data = input_pipeline.open_data(config, make_mesh(jax.devices()[:1]))
+    if data.facts.label_names != run.facts.label_names:
+        raise UserError(
+            f"{run.workdir} was trained on {run.facts.num_classes} classes, and "
+            f"{config.dataset} has {data.facts.num_classes} now, or others; expected "
+            f"{', '.join(run.facts.label_names[:5])}, …"
+        )
+    return data
+
+
 def load_images(run: OpenedRun, split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
     """The first images of a split of the data that a network was trained on.
 
@@ -54,18 +72,10 @@ def load_images(run: OpenedRun, split: str, number: int) -> tuple[np.ndarray, np
     Raises:
       UserError: the data cannot be read, or its classes are no longer those of the network.
     """
-    config = run.config.copy_and_resolve_references()
-    config.eval.batch_size = config.batch_size
-    data = open_data(config, make_mesh(jax.devices()[:1]))
-    if data.facts.label_names != run.facts.label_names:
-        raise UserError(
-            f"{run.workdir} was trained on {run.facts.num_classes} classes, and "
-            f"{config.dataset} has {data.facts.num_classes} now, or others; expected "
-            f"{', '.join(run.facts.label_names[:5])}, …"
-        )
+    data = open_data(run)
     if not data.split_size(split):
         raise UserError(f"{run.workdir}: its data has no {split!r} images; choose --split.")
-    needed = -(-number // config.eval.batch_size)
+    needed = -(-number // run.config.batch_size)
     batches = list(itertools.islice(data.evaluation(split), needed))
     valid, images, labels = (
         np.concatenate([batch[key] for batch in batches]) for key in ("valid", "image", "label")
