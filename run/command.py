@@ -62,6 +62,13 @@ def printable(text: str, kept: str = "") -> str:
     return "".join(c if isinstance(c, str) else c.decode() for c in escaped)
 
 
+class _Printable(logging.Formatter):
+    """What is logged may quote names of files and of arrays in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), kept="\n\t")
+
+
 def run(
     main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None
 ) -> int:
@@ -70,7 +77,9 @@ def run(
         if hasattr(stream, "reconfigure"):  # the name of a file can be any bytes
             stream.reconfigure(errors="backslashreplace")
     # `force`: an import may have set a format already.
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr, force=True)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     LOG.setLevel(logging.INFO)
     # While it trains, a run has its own way with signals; elsewhere there is nothing to save.
     before = set_handlers(dict.fromkeys(HANDLED, _end))

@@ -178,3 +178,15 @@ def test_a_parser_keeps_the_words_that_repeat_it():
         with pytest.raises(SystemExit) as stopped:
             parser.parse_args(["--number", wrong])
         assert stopped.value.code == 2
+
+
+def test_control_characters_reach_no_terminal(capsys):
+    def main(_):
+        command.LOG.info("array \x1b[31m of \x9b\ntwo lines")
+        raise UserError("file \x1b]0;title\x07, \u202e, café")
+
+    assert command.run(main) == 1
+    errors = capsys.readouterr().err
+    assert errors == (
+        "array \\x1b[31m of \\x9b\ntwo lines\nerror: file \\x1b]0;title\\x07, \\u202e, café\n"
+    )
