@@ -2,13 +2,18 @@
 
     python -m analysis.cam --workdir=runs/x photo.jpg folder/
     python -m analysis.cam --workdir=runs/x --endpoint=stage2 photo.jpg      # Grad-CAM
+    python -m analysis.cam --weights=resnet50.safetensors photo.jpg          # no run is needed
+    python -m analysis.cam --workdir=runs/x --mosaics=200                    # does it point right?
 
 For every image and each of its most probable classes: an overlay PNG, the probability, and a box
 around the largest region above 20 % of the map's maximum. With `--endpoint` the map is Grad-CAM's
-(Selvaraju et al. 2017) at that endpoint.
+(Selvaraju et al. 2017) at that endpoint. With `--mosaics`, four images of the run's data, of four
+classes, make one of twice the side, and it is counted how often the largest value of a class's map
+lies on the image of that class: 1 in 4 by chance.
 """
 
 import functools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +35,8 @@ from errors import UserError
 from models.activation_map import class_activation_map
 from models.ops.pool import max_pool_3x3
 from predict import find_images, overlay, preprocess, save_picture
-from run import command
+from run import command, plotting, result
+from testing.opened_run import weights_alone
 
 BOX_THRESHOLD = 0.2  # of the maximum; Zhou et al., section 3.2
 
@@ -135,13 +141,19 @@ def box(activation_map: np.ndarray, height: int, width: int) -> tuple[int, int, 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, draws the maps and writes `cam.json`."""
-    p = subject.parser("cam", __doc__)
-    p.add_argument("images", nargs="+", help="image files and folders")
+    p = subject.parser("cam", __doc__, images=1000, several=False, required=False)
+    p.add_argument("files", nargs="*", help="image files and folders")
+    p.add_argument("--weights", default="", help="weight file or folder of one, without a run")
     p.add_argument("--top_k", type=command.positive, default=1, help="classes drawn per image")
     p.add_argument("--endpoint", help="Grad-CAM at this endpoint, e.g. stage2")
+    p.add_argument("--mosaics", type=int, default=0, help="of four images of the run's data")
     args = p.parse_args(argv)
-    paths = find_images(args.images)
-    run, out = subject.open_workdir(args)
+    if bool(args.weights) == bool(args.workdir) or not (args.files or args.mosaics):
+        raise UserError("expected --workdir or --weights, and image files or --mosaics.")
+    if args.weights and args.mosaics:
+        raise UserError("--mosaics: made of the data of a run; give --workdir.")
+    paths = find_images(args.files)
+    [run] = subject.open_workdirs(args) or [weights_alone(args.weights)[0]]
     top_k = min(args.top_k, run.facts.num_classes)
     score = jax.jit(functools.partial(_score, run, args.endpoint, top_k))
     found = []
@@ -149,17 +161,103 @@ def main(argv: Sequence[str] | None = None) -> None:
         image = _read(path, run)
         labels, probabilities, maps = map(np.asarray, score(run.variables, image[None]))
         for rank, label in enumerate(labels):
-            found.append(_draw(path, image, maps[rank], int(label), run.facts, out, rank))
+            found.append(_draw(path, image, maps[rank], int(label), run.facts, args.out, rank))
             found[-1]["probability"] = float(probabilities[rank])
-    path = subject.write(
-        out / "cam.json", args, {"endpoint": args.endpoint or "last stage", "maps": found}
+    pointed, figure = _mosaics(run, args) if args.mosaics else ({}, None)
+    subject.publish(
+        args,
+        [run],
+        "Class activation maps" + (f": Grad-CAM at {args.endpoint}" if args.endpoint else ""),
+        [*([_table(found)] if found else []), *([_pointing_table(pointed)] if pointed else [])],
+        figure,
+        figures=[os.path.relpath(one["overlay"], args.out) for one in found],
+        endpoint=args.endpoint or "last stage",
+        maps=found,
+        pointing=pointed,
     )
-    for one in found:
-        print(
-            f"{one['image']}: {100 * one['probability']:.1f} % {one['class']}, "
-            f"box {one['box']} → {one['overlay']}"
-        )
-    print(f"All of it: {path}")
+
+
+def mosaics_of_four(
+    images: np.ndarray, labels: np.ndarray, number: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images of twice the side, made of four of different classes.
+
+    Args:
+      images: `[n, height, width, channels]`, normalised: each tile as the network knows it.
+      labels: int `[n]`.
+      number: of mosaics.
+      seed: of the choice.
+
+    Returns:
+      `[number, 2·height, 2·width, channels]`, and the classes `[number, 4]`, row by row.
+
+    Raises:
+      UserError: there are fewer than four classes.
+    """
+    if len(np.unique(labels)) < 4:
+        raise UserError("--mosaics: expected images of at least four classes.")
+    generator = np.random.default_rng(seed)
+    made, classes = [], []
+    for _ in range(number):
+        four = generator.choice(np.unique(labels), 4, replace=False)
+        chosen = [generator.choice(np.flatnonzero(labels == label)) for label in four]
+        made.append(subject.mosaic(images[chosen], 2 * max(images.shape[1:3]))[0])
+        classes.append(four)
+    return np.stack(made), np.stack(classes)
+
+
+def _mosaics(run, args):
+    """How often maps point at the right tile, and a drawing of the first mosaics."""
+    images, labels = subject.load_images(run, args.split, args.images)
+    x = np.asarray(normalize(jnp.asarray(images), *run.facts.normalization))
+    made, classes = mosaics_of_four(x, labels, args.mosaics)
+
+    @jax.jit
+    def maps(variables, images, classes):
+        if args.endpoint:
+            return grad_cam(run.model, variables, images, classes, args.endpoint)
+        return cam(run.model, variables, images, classes)
+
+    found = np.stack([maps(run.variables, made, classes[:, i]) for i in range(4)], 1)
+    number, _, height, width = found.shape
+    rows, columns = np.divmod(found.reshape(number, 4, -1).argmax(-1), width)
+    tiles = 2 * (2 * rows >= height) + (2 * columns >= width)
+    hits = (tiles == np.arange(4)).mean()
+    pointed = {"mosaics": number, "hits": float(hits), "positions": f"{height}×{width}"}
+    return pointed, _drawn(made[:3], classes[:3], found[:3], run.facts)
+
+
+def _drawn(mosaics, classes, maps, facts):
+    figure, axes = plotting.pyplot().subplots(
+        len(mosaics), 5, figsize=(12, 2.5 * len(mosaics)), layout="constrained", squeeze=False
+    )
+    names = readable(facts.label_names)
+    for row, image, labels, found in zip(axes, mosaics, classes, maps, strict=True):
+        shown = (image - image.min()) / np.ptp(image)
+        for axis, label, one in zip(row, (None, *labels), (None, *found), strict=True):
+            axis.imshow(shown if shown.shape[-1] == 3 else shown[..., 0], cmap="gray")
+            axis.axis("off")
+            if one is not None:
+                extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
+                axis.imshow(one, cmap="jet", alpha=0.5, extent=extent, interpolation="bilinear")
+                axis.set_title(f"map of {names[label]}", fontsize="small")
+    return figure
+
+
+def _pointing_table(pointed):
+    row = [pointed["mosaics"], pointed["positions"], f"{100 * pointed['hits']:.1f}", "25.0"]
+    columns = ["mosaics of 2 × 2 images", "positions of a map"]
+    columns += ["largest value on the right image (%)", "by chance (%)"]
+    return result.table("Do the maps point at their class?", columns, [row])
+
+
+def _table(found):
+    rows = [
+        [one["image"], one["class"], f"{100 * one['probability']:.1f}", str(one["box"])]
+        for one in found
+    ]
+    columns = ["image", "class", "probability (%)", "box (left, top, right, bottom)"]
+    return result.table("", columns, rows)
 
 
 def _score(run, endpoint, top_k, variables, images):

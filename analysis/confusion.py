@@ -10,6 +10,7 @@ class got the smallest probability.
 
 import argparse
 import functools
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ from data.class_names import readable
 from data.folder import scan
 from data.normalization import normalize
 from errors import UserError
-from run import command, plotting
+from run import command, files, plotting
+from run.provenance import provenance
 from testing.opened_run import OpenedRun
 
 WORST = 12  # images in the picture
@@ -182,10 +184,10 @@ def report(run: OpenedRun, split: str, folder: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    parser = subject.parser("confusion", __doc__)
+    parser = subject.parser("confusion", __doc__, several=False)
     parser.add_argument("--split", choices=subject.SPLITS, default="test", help="images to test")
     args: argparse.Namespace = parser.parse_args(argv)
-    run, folder = subject.open_workdir(args)
+    [run], folder = subject.open_workdirs(args), Path(args.out)
     found = report(run, args.split, folder)
     for name, trained, tested, share, mistake in found["classes"]:
         of = "" if trained is None else f", {trained} to train on"
@@ -194,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for one in found["worst"]:
         print(f"{100 * one['own']:6.2f} %  {one['name'] or one['position']}")
     print(found["summary"])
-    print(f"{subject.write(folder / 'confusion.json', args, found)}, {found['path']}")
+    text = json.dumps({"header": provenance(args.command)} | found, indent=1) + "\n"
+    print(f"{files.write_text(folder / 'confusion.json', text)}, {found['path']}")
 
 
 if __name__ == "__main__":

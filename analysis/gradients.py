@@ -1,19 +1,22 @@
-"""Shattered gradients (Balduzzi et al. 2017): do plain networks' input gradients become noise?
+"""Shattered gradients (Balduzzi et al. 2017): do the gradients of plain networks become noise?
 
-    python -m analysis.gradients --workdir=runs/digits-resnet20-seed0
+    python -m analysis.gradients                                    # (1) alone
+    python -m analysis.gradients --workdir runs/plain56 runs/resnet56
 
 (1) As in the paper's figure 1: networks of a scalar, at initialisation, dy/dx on 256 points of
 [−2, 2], its autocorrelation against the lag, beside white and brown noise. What these curves look
 like depends on initialisation and normalisation: here weights are He-normal, the kinks of the first
 layer lie evenly in [−2, 2] (its biases), all other biases are zero, "BN" normalises over the 256
 points. Reruns by others did not always show the effect; so means and spreads over seeds are given.
-(2) The image networks: correlation of the input gradient between neighbouring pixels, at
-initialisation over depths, plain against residual, and in the trained network of the workdir.
+(2) The networks of workdirs, as initialised with the run's seed and as trained: how similar are the
+gradients of different images? The gradient of a random combination of the logits with respect to
+the input of each block, and its cosine between any two images, against the number L of layers in
+between. Theory, for random weights: 2^−L in plain networks, 1/√L in residual ones with BN.
 """
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-import models
 from analysis import subject
+from analysis.propagation import in_order, initialised, inputs_and_gradients
 from data.normalization import normalize
-from run import command, plotting
+from run import command, plotting, result
 from testing.opened_run import OpenedRun
 
 POINTS, UNITS, LAGS = 256, 200, 15
@@ -130,125 +133,138 @@ def _drawn_gradient(key, shape, draw):
     return scalar_gradient(jax.random.fold_in(key, draw), *shape)
 
 
-def neighbour_correlation(gradients: np.ndarray) -> float:
-    """Correlation between the gradients at horizontally and vertically neighbouring pixels.
+def correlation(gradients: jax.Array) -> jax.Array:
+    """Mean cosine between the gradients of any two different images, in [−1, 1].
 
     Args:
-      gradients: `[batch, height, width, channels]`.
-
-    Returns:
-      mean over images and both directions, a float in [−1, 1].
+      gradients: `[images, …]`, two images or more.
     """
-    g = np.asarray(gradients, np.float64)
-    pairs = [(g[:, :, :-1], g[:, :, 1:]), (g[:, :-1], g[:, 1:])]
-    return float(np.mean([_correlation(a, b) for a, b in pairs]))
+    flat = gradients.astype(jnp.float32).reshape(len(gradients), -1)
+    unit = flat / jnp.maximum(jnp.linalg.norm(flat, axis=1, keepdims=True), 1e-30)
+    number = len(unit)
+    return (jnp.square(unit.sum(0)).sum() - jnp.square(unit).sum()) / (number * (number - 1))
 
 
-def _correlation(a, b):
-    a, b = (x.reshape(len(x), -1) for x in (a, b))
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    power = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    return np.mean((a * b).sum(1) / np.maximum(power, np.finfo(np.float64).tiny))
+def correlations(model: nn.Module, variables: Any, images: jax.Array, seed: int) -> list[Any]:
+    """`correlation` at every block's input: `[[layers from there to the pooling, r], …]`."""
+    direction = jax.random.normal(jax.random.key(seed), (model.num_classes,))
+
+    @jax.jit
+    def measure(variables, images, direction):
+        found = inputs_and_gradients(model, variables, images, direction)
+        return {name: correlation(gradient) for name, (_, gradient) in found.items()}
+
+    found = measure(variables, images, direction)
+    per_block = sum(name.startswith("conv") for name in variables["params"]["stage1"]["block1"])
+    names = in_order(found)
+    return [[per_block * (len(names) - i), float(found[name])] for i, name in enumerate(names)]
 
 
-def input_gradients(model: nn.Module, variables: Any, images: jax.Array, train: bool) -> jax.Array:
-    """Gradient of the highest logit with respect to normalised images, same shape.
-
-    Args:
-      model: a network of `models.create`.
-      variables: its `params` and `batch_stats`.
-      images: normalised `[batch, height, width, channels]`.
-      train: take BN statistics from the batch, as at initialisation there are no others.
-    """
-
-    def highest(images):
-        (logits, _), _ = model.apply(variables, images, train=train, mutable=["batch_stats"])
-        return logits.max(-1).sum()
-
-    return jax.grad(highest)(images)
-
-
-def image_networks(
-    run: OpenedRun, images: np.ndarray, depths: Iterable[int], seeds: int
-) -> list[dict[str, Any]]:
-    """`neighbour_correlation` at initialisation: `[{'family', 'depth', 'mean', 'values'}]`."""
-    x = normalize(jnp.asarray(images), *run.facts.normalization)
-    grid = [(family, depth) for depth in depths for family in ("plain", "resnet")]
-    rows = []
-    for family, depth in tqdm(grid, desc="image networks", unit="network", disable=None):
-        fields = dict(run.config.model) | {
-            "depth": depth,
-            "residual": family == "resnet",
-            "zero_init_residual": False,
-            "variant": "none",
-            "block": "",
-            "bn_group_size": 0,
-            "scan_blocks": True,
+def image_networks(run: OpenedRun, images: np.ndarray) -> list[dict[str, Any]]:
+    """A run's network as trained and as initialised: `[{'network', 'state', 'seed', 'curve'}]`."""
+    x, seed = normalize(jnp.asarray(images), *run.facts.normalization), run.config.seed
+    fresh = initialised(run.config.model, run.facts.num_classes, x, seed)
+    states = {"initialised": fresh, "trained": (run.model, run.variables)}
+    return [
+        {
+            "network": subject.network_name(run.config.model),
+            "state": state,
+            "seed": seed,
+            "curve": correlations(model, variables, x, seed),
         }
-        model = models.create(fields, run.facts.num_classes)
+        for state, (model, variables) in tqdm(states.items(), desc=run.workdir, disable=None)
+    ]
 
-        @jax.jit
-        def gradient(key, x, model=model):
-            variables = model.init(key, x[:1], train=False)
-            return input_gradients(model, variables, x, train=True)
 
-        values = [neighbour_correlation(gradient(jax.random.key(s), x)) for s in range(seeds)]
-        rows.append(
-            {"family": family, "depth": depth, "mean": float(np.mean(values)), "values": values}
-        )
-    return rows
+def fit(curve: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
+    """What multiplies r per layer, and the power of L that it follows; least squares in log r.
+
+    Theory: 0.5 per layer in plain networks, a power of −0.5 in residual ones. None for a curve with
+    fewer than three positive correlations.
+    """
+    layers, r = np.array([point for point in curve if point[1] > 0]).reshape(-1, 2).T
+    if len(r) < 3:
+        return None, None
+    per_layer, power = (np.polyfit(x, np.log(r), 1)[0] for x in (layers, np.log(layers)))
+    return float(np.exp(per_layer)), float(power)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the options, measures and writes `gradients.json` and `gradients.png`."""
-    p = subject.parser("gradients", __doc__, images=64)
+    """Parses the options, measures and writes `gradients.json`, `.md`, `.svg` and `.png`."""
+    p = subject.parser("gradients", __doc__, images=64, required=False)
     p.add_argument("--runs", type=command.positive, default=20, help="random scalar networks")
-    p.add_argument("--seeds", type=command.positive, default=3, help="random image networks")
-    p.add_argument("--depths", type=int, nargs="+", help="of the image networks")
     args = p.parse_args(argv)
-    run, out = subject.open_workdir(args)
-    images, _ = subject.load_images(run, args.split, args.images)
-    depths = args.depths or ([8, 20, 56] if run.model.stem == "cifar" else [18, 34])
+    runs, rows = subject.open_workdirs(args), []
+    for run in runs:
+        images, _ = subject.load_images(run, args.split, max(args.images, 2))
+        rows += image_networks(run, images)
     scalar = scalar_networks(args.runs)
-    rows = image_networks(run, images, depths, args.seeds)
-    x = normalize(jnp.asarray(images), *run.facts.normalization)
-    gradient = jax.jit(lambda v, x: input_gradients(run.model, v, x, train=False))
-    trained = neighbour_correlation(gradient(run.variables, x))
-    content = {
-        "workdir": args.workdir,
-        "images": len(images),
-        "runs": args.runs,
-        "scalar_networks": scalar,
-        "image_networks": rows,
-        "trained": trained,
-    }
-    path = subject.write(out / "gradients.json", args, content)
-    picture = _plot(content, out)
-    print("autocorrelation of dy/dx at lag        1       5      15")
-    for name, curve in scalar.items():
-        print(f"{name:<38}" + "".join(f"{curve['mean'][lag]:8.3f}" for lag in (1, 5, LAGS)))
-    print("correlation of neighbouring pixels' gradients")
+    subject.publish(
+        args,
+        runs,
+        "Shattered gradients: do the gradients of plain networks become noise?",
+        tables(scalar, rows),
+        _plot(scalar, rows),
+        scalar_networks=scalar,
+        image_networks=rows,
+    )
+
+
+def tables(scalar: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Autocorrelations of the scalar networks; correlations and their decay of the others."""
+    lags = (1, 5, LAGS)
+    cells = [[name, *(curve["mean"][lag] for lag in lags)] for name, curve in scalar.items()]
+    heading = "Networks of a scalar, at initialisation: autocorrelation of dy/dx"
+    listed = [result.table(heading, ["network", *(f"lag {lag}" for lag in lags)], cells)]
+    cells = []
+    for key, curves in grouped(rows).items():
+        fits = zip(*map(fit, curves), strict=True)
+        ends = [
+            subject.spread(curve[i][1] for curve in curves) for i in (-1, len(curves[0]) // 2, 0)
+        ]
+        cells.append([*key, curves[0][0][0], *ends, *map(subject.spread, fits)])
+    columns = ["network", "state", "layers L", "r at the last block", "r in the middle"]
+    columns += ["r at the first block", "r falls per layer to (theory: plain 0.5)"]
+    columns += ["power of L (theory: residual −0.5)"]
+    heading = "Image networks: cosine r between the gradients of two images"
+    return [*listed, *([result.table(heading, columns, cells)] if rows else [])]
+
+
+def grouped(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[Any]]:
+    """Curves of the seeds of each network and state."""
+    found: dict[tuple[str, str], list[Any]] = {}
     for row in rows:
-        print(f"{row['family']}{row['depth']} at initialisation: {row['mean']:.3f}")
-    print(f"{args.workdir}, trained: {trained:.3f}\n{path}, {picture}")
+        found.setdefault((row["network"], row["state"]), []).append(row["curve"])
+    return found
 
 
-def _plot(content, out):
-    figure, (left, right) = plotting.pyplot().subplots(1, 2, figsize=(12, 4), layout="constrained")
-    for name, curve in content["scalar_networks"].items():
+def _plot(scalar, rows):
+    number = 2 if rows else 1
+    figure, axes = plotting.pyplot().subplots(
+        1, number, figsize=(6.5 * number, 6), layout="constrained", squeeze=False
+    )
+    left, right = axes[0, 0], axes[0, -1]
+    if rows:
+        curves = grouped(rows)
+        colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(n for n, _ in curves))}
+        for (name, state), of_seeds in curves.items():
+            layers, means = np.mean(of_seeds, 0).T
+            deviation = np.std(of_seeds, 0)[:, 1]
+            style = {"ls": "--" if state == "initialised" else "-", "color": colours[name]}
+            right.errorbar(layers, means, deviation, **style, label=f"{name}, {state}")
+        layers = np.arange(1, max(layers) + 1)
+        right.plot(layers, 2.0**-layers, "k:", lw=1, label="2^−L")
+        right.plot(layers, layers**-0.5, "k-.", lw=1, label="1/√L")
+        right.set(xlabel="layers L between", ylabel="cosine between two images' gradients")
+        right.set(title="networks of images", ylim=(-0.05, 1.02))
+    for name, curve in scalar.items():
         style = "--" if "noise" in name else "-"
         left.errorbar(range(LAGS + 1), curve["mean"], curve["error"], ls=style, label=name)
     left.set(xlabel="lag", ylabel="autocorrelation of dy/dx", title="networks of a scalar")
-    for family in ("plain", "resnet"):
-        mine = [row for row in content["image_networks"] if row["family"] == family]
-        depths, means = [row["depth"] for row in mine], [row["mean"] for row in mine]
-        right.plot(depths, means, marker="o", label=family)
-    right.axhline(content["trained"], color="k", ls="--", label="the trained network")
-    right.set(xlabel="depth", ylabel="correlation", title="gradients of neighbouring pixels")
-    for axis in (left, right):
-        axis.legend(fontsize="small")
+    for axis in axes[0]:
         axis.grid(alpha=0.3)
-    return plotting.save(figure, out / "gradients.png", dpi=120, bbox_inches="tight")
+        subject.legend_below(axis)
+    return figure
 
 
 if __name__ == "__main__":

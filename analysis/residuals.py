@@ -1,10 +1,12 @@
 """Do residual branches make small changes, and what does one block matter?
 
     python -m analysis.residuals --workdir=runs/digits-resnet20-seed0
+    python -m analysis.residuals --workdir runs/resnet56-0 runs/resnet56-1 runs/plain56-0
 
 Two explanations that readers of the paper give. (1) "It learns small changes": the norm of f(x)
-against the norm of the shortcut, per block. (2) Lesioning (Veit et al. 2016): drop one block's
-branch, leave its shortcut, and measure the error.
+against the norm of the shortcut, per block. (2) It is an ensemble of paths (Veit et al. 2016): the
+error with one block's branch dropped and its shortcut left; with k random blocks dropped; and with
+blocks of a stage in another order. A block of a plain network is dropped by making it the identity.
 """
 
 import functools
@@ -16,12 +18,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from analysis import subject
+from analysis import lesions, subject
 from data.normalization import normalize
 from errors import UserError
-from run import command, plotting
+from run import command, plotting, result
 from testing.opened_run import OpenedRun
 
 
@@ -51,7 +52,7 @@ def branches_and_shortcuts(
         mutable=["intermediates"],
     )
     found = {}
-    for stage, block in block_names(variables):
+    for stage, block in lesions.block_names(variables):
         # The last value of each: a variant's method may call that of the block it varies.
         kept = {name: values[-1] for name, values in state["intermediates"][stage][block].items()}
         shortcut = kept["shortcut"] * (1 - kept["g"]) if "g" in kept else kept["shortcut"]
@@ -80,96 +81,124 @@ def _norm(x):
     return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum((1, 2, 3)))
 
 
-def block_names(variables: Any) -> list[tuple[str, str]]:
-    """`(stage, block)` of every block in the network's order."""
-    params = variables["params"]
-    return [
-        (stage, block)
-        for stage in sorted(name for name in params if name.startswith("stage"))
-        for block in sorted(params[stage], key=lambda name: int(name.removeprefix("block")))
-    ]
+def measure(run: OpenedRun, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Everything of one run: `{'network', 'seed', 'error', 'blocks', 'lesions', 'orders'}`.
 
-
-def lesioned(variables: Any, stage: str, block: str) -> dict[str, Any]:
-    """Variables in which one block's branch is zero and its shortcut untouched.
-
-    Zero is made of the branch's last convolution and, where one follows it, of its BN's scale and
-    bias (as a leading BN they would only feed the zero convolution).
+    `blocks` are `{'block', 'error_without'}` and, in a residual network, `branch_norm`,
+    `shortcut_norm` and `ratio`.
     """
-    params = variables["params"]
-    layers = params[stage][block]
-    last = max(int(name.removeprefix("conv")) for name in layers if name.startswith("conv"))
-    dropped = {
-        name: jax.tree.map(jnp.zeros_like, layer) if name in (f"conv{last}", f"bn{last}") else layer
-        for name, layer in layers.items()
+    norms: dict[str, Any] = {}
+    if run.model.residual:
+        step = jax.jit(functools.partial(branch_norms, run.model))
+        sample = normalize(jnp.asarray(images[:256]), *run.facts.normalization)
+        norms = jax.tree.map(float, step(run.variables, sample))
+    error = lesions.error_of(run, images, labels)
+    whole, dropped = lesions.lesion_errors(run, error)
+    measured = ("branch_norm", "shortcut_norm", "ratio")
+    return {
+        "network": subject.network_name(run.config.model),
+        "seed": run.config.seed,
+        "error": whole,
+        "blocks": [
+            {"block": name}
+            | dict(zip(measured, norms.get(name, ()), strict=False))
+            | {"error_without": left}
+            for name, left in dropped.items()
+        ],
+        "lesions": lesions.random_lesions(run, error),
+        "orders": lesions.random_orders(run, error),
     }
-    stages = {**params, stage: {**params[stage], block: dropped}}
-    return {**variables, "params": stages}
-
-
-def lesion_errors(
-    run: OpenedRun, images: np.ndarray, labels: np.ndarray, batch_size: int = 256
-) -> tuple[float, dict[str, float]]:
-    """Top-1 error in [0, 1] with every block dropped in turn.
-
-    Returns:
-      `(error of the whole network, {'stage1/block1': error, …})`.
-    """
-    normalization = run.facts.normalization
-
-    @jax.jit
-    def wrong(variables, images, labels):
-        x = normalize(images, *normalization)
-        logits, _ = run.model.apply(variables, x, train=False)
-        return (jnp.argmax(logits, -1) != labels).sum()
-
-    def error(variables):
-        parts = [slice(i, i + batch_size) for i in range(0, len(images), batch_size)]
-        return sum(int(wrong(variables, images[p], labels[p])) for p in parts) / len(images)
-
-    dropped = {}
-    for stage, block in tqdm(
-        block_names(run.variables), desc="lesioning", unit="block", disable=None
-    ):
-        dropped[f"{stage}/{block}"] = error(lesioned(run.variables, stage, block))
-    return error(run.variables), dropped
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the options, measures and writes `residuals.json` and `residuals.png`."""
+    """Parses the options, measures and writes `residuals.json`, `.md`, `.svg` and `.png`."""
     args = subject.parser("residuals", __doc__, images=1000).parse_args(argv)
-    run, out = subject.open_workdir(args)
-    images, labels = subject.load_images(run, args.split, args.images)
-    step = jax.jit(functools.partial(branch_norms, run.model))
-    sample = normalize(jnp.asarray(images[:256]), *run.facts.normalization)
-    norms = jax.tree.map(float, step(run.variables, sample))
-    whole, dropped = lesion_errors(run, images, labels)
-    measured = ("branch_norm", "shortcut_norm", "ratio")
-    blocks: list[dict[str, Any]] = [
-        {"block": name} | dict(zip(measured, norms[name], strict=True)) | {"error_without": error}
-        for name, error in dropped.items()
-    ]
-    content = {"workdir": args.workdir, "images": len(images), "error": whole, "blocks": blocks}
-    path = subject.write(out / "residuals.json", args, content)
-    picture = _plot(content, out)
-    print("block             |f(x)| / |x|   error without it")
-    for one in blocks:
-        print(f"{one['block']:<16} {one['ratio']:12.3f} {100 * one['error_without']:16.2f} %")
-    print(f"whole network {100 * whole:32.2f} %\n{path}, {picture}")
+    runs = subject.open_workdirs(args)
+    measured = []
+    for run in runs:
+        images, labels = subject.load_images(run, args.split, args.images)
+        measured.append(measure(run, images, labels))
+    subject.publish(
+        args,
+        runs,
+        "Residuals: how large they are, and what a block matters",
+        tables(measured),
+        _plot(measured),
+        measured=measured,
+    )
 
 
-def _plot(content, out):
-    figure, (left, right) = plotting.pyplot().subplots(1, 2, figsize=(11, 4), layout="constrained")
-    ratios = [one["ratio"] for one in content["blocks"]]
-    errors = [100 * one["error_without"] for one in content["blocks"]]
-    positions = np.arange(1, len(ratios) + 1)
-    left.bar(positions, ratios)
-    left.set(xlabel="block", ylabel="|f(x)| / |shortcut|", title="size of the residual")
-    right.bar(positions, errors)
-    right.axhline(100 * content["error"], color="k", ls="--", label="whole network")
-    right.set(xlabel="block that is dropped", ylabel="error (%)", title="lesioning")
-    right.legend()
-    return plotting.save(figure, out / "residuals.png", dpi=120, bbox_inches="tight")
+def tables(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Blocks one by one; k blocks dropped; pairs exchanged. Means and spreads over seeds, in %."""
+    networks = subject.by_network(measured)
+    rows = []
+    for name, seeds in networks.items():
+        rows.append([name, "none dropped", None, _percent(one["error"] for one in seeds)])
+        for i, block in enumerate(seeds[0]["blocks"]):
+            ratio = subject.spread(one["blocks"][i].get("ratio") for one in seeds)
+            left = _percent(one["blocks"][i]["error_without"] for one in seeds)
+            rows.append([name, block["block"], ratio, left])
+    columns = ["network", "block", "|f(x)| / |shortcut|", "error without it (%)"]
+    listed = [result.table("One block", columns, rows)]
+    for heading, kind, key, column in (
+        ("Several blocks dropped at random", "lesions", "blocks", "blocks dropped"),
+        ("Blocks of a stage in another order", "orders", "swaps", "pairs exchanged"),
+    ):
+        counts = sorted({row[key] for one in measured for row in one[kind]})
+        rows = [
+            [
+                count,
+                *(
+                    _percent(
+                        np.mean(row["errors"])
+                        for one in s
+                        for row in one[kind]
+                        if row[key] == count
+                    )
+                    for s in networks.values()
+                ),
+            ]
+            for count in counts
+        ]
+        listed.append(result.table(f"{heading}: error (%)", [column, *networks], rows))
+    return listed
+
+
+def _percent(errors):
+    return subject.spread(None if error is None else 100 * error for error in errors)
+
+
+def _plot(measured):
+    figure, axes = plotting.pyplot().subplots(2, 2, figsize=(12, 9.5), layout="constrained")
+    sizes, singles, dropped, orders = axes.ravel()
+    for i, (name, seeds) in enumerate(subject.by_network(measured).items()):
+        style = {"color": f"C{i}", "marker": ".", "label": name}
+        blocks = range(1, len(seeds[0]["blocks"]) + 1)
+        if "ratio" in seeds[0]["blocks"][0]:
+            ratios = np.mean([[b["ratio"] for b in one["blocks"]] for one in seeds], 0)
+            sizes.plot(blocks, ratios, **style)
+        errors = np.array([[b["error_without"] for b in one["blocks"]] for one in seeds], float)
+        singles.plot(blocks, 100 * errors.mean(0), **style)
+        singles.axhline(100 * np.mean([one["error"] for one in seeds]), color=f"C{i}", ls=":")
+        for axis, kind, key in ((dropped, "lesions", "blocks"), (orders, "orders", "tau")):
+            points = [row for one in seeds for row in one[kind]]
+            x = [np.mean(row[key]) for row in points]
+            y = [100 * np.mean(row["errors"]) for row in points]
+            axis.plot(x, y, ".", color=f"C{i}", label=name)
+    longest = max((one["blocks"] for one in measured), key=len)
+    for axis in (sizes, singles):
+        subject.mark_stages(axis, [block["block"] for block in longest])
+        axis.set(xlabel="block")
+    sizes.set(ylabel="|f(x)| / |shortcut|", title="size of the residual")
+    singles.set(ylabel="error (%)", title="one block dropped (dotted: none)")
+    dropped.set(xlabel="blocks dropped at random", ylabel="error (%)", title="several dropped")
+    orders.set(xlabel="Kendall's τ with the trained order", ylabel="error (%)", title="reordered")
+    orders.invert_xaxis()
+    for axis in axes.ravel():
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        subject.legend_below(axis)
+    return figure
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
 import argparse
 import itertools
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import numpy as np
 
 import input_pipeline
 from errors import UserError
-from run import command, files
+from run import command, plotting, result
 from run.mesh import make_mesh
-from run.provenance import provenance
 from run.workdir import Workdir
 from testing import opened_run
 from testing.opened_run import OpenedRun
@@ -22,11 +20,27 @@ from testing.opened_run import OpenedRun
 SPLITS = ("test", "validation", "train")
 
 
-def parser(name: str, description: str, *, images: int = 0) -> command.Parser:
-    """The arguments of `python -m analysis.<name>`; with `images`, a default, also `--images`."""
-    p = command.Parser(f"python -m analysis.{name}", description)
-    p.add_argument("--workdir", required=True, help="folder of a run with a finished checkpoint")
-    p.add_argument("--out", help="folder of the results; default: <workdir>/analysis")
+def parser(
+    name: str,
+    description: str,
+    *,
+    images: int = 0,
+    several: bool = True,
+    required: bool = True,
+) -> command.Parser:
+    """The arguments of `python -m analysis.<name>`.
+
+    Args:
+      name, description: of `result.parser`.
+      images: the default of `--images`; 0 leaves it and `--split` out.
+      several: whether `--workdir` may list runs, e.g. the seeds of a network.
+      required: whether there is nothing to do without a run.
+    """
+    p = result.parser(name, description, "analysis", out="<workdir>/analysis")
+    many = {"nargs": "+", "help": "finished runs; of several seeds, means and spreads are shown"}
+    one = {"help": "folder of a run with a finished checkpoint"}
+    p.add_argument("--workdir", required=required, default=[], **(many if several else one))
+    p.set_defaults(out="")
     p.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
     if images:
         p.add_argument("--images", type=command.positive, default=images, help="to measure on")
@@ -34,14 +48,33 @@ def parser(name: str, description: str, *, images: int = 0) -> command.Parser:
     return p
 
 
-def open_workdir(args: argparse.Namespace) -> tuple[OpenedRun, Path]:
-    """The run in `--workdir` and the folder for results.
+def open_workdirs(args: argparse.Namespace) -> list[OpenedRun]:
+    """The runs in `--workdir`; without `--out`, results go into the first one's folder.
 
     Raises:
-      UserError: there is no finished checkpoint.
+      UserError: one holds no finished checkpoint.
     """
-    run = opened_run.load(args.workdir, which=args.which)
-    return run, Path(args.out) if args.out else Workdir(args.workdir).analysis
+    folders = args.workdir if isinstance(args.workdir, list) else [args.workdir]
+    runs = [opened_run.load(folder, which=args.which) for folder in folders]
+    args.out = args.out or str(Workdir(folders[0]).analysis if folders else "results")
+    return runs
+
+
+def network_name(model: Mapping[str, Any]) -> str:
+    """What a `config.model` describes, in a few words: 'plain56', 'resnet56, shortcut × 0.5'."""
+    parts = [f"{'resnet' if model['residual'] else 'plain'}{model['depth']}"]
+    parts += [model["variant"]] * (model["variant"] != "none")
+    parts += ["pre-activated"] * model["preactivation"]
+    scales = (("shortcut", model["shortcut_scale"]), ("branch", model["residual_scale"]))
+    return ", ".join(parts + [f"{name} × {scale:g}" for name, scale in scales if scale != 1])
+
+
+def by_network(measured: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The seeds of each network."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in measured:
+        found.setdefault(one["network"], []).append(one)
+    return found
 
 
 def open_data(run: OpenedRun) -> Any:
@@ -83,13 +116,83 @@ def load_images(run: OpenedRun, split: str, number: int) -> tuple[np.ndarray, np
     return images[valid][:number], labels[valid][:number]
 
 
-def write(path: Path, args: argparse.Namespace, content: dict[str, Any]) -> Path:
-    """Writes `content` as JSON with a header, whole or not at all; returns its path."""
-    header = provenance(args.command) | {"jax": jax.__version__}
-    text = json.dumps({"header": header} | content, indent=1) + "\n"
-    return files.write_text(path, text, "choose another --out")
+def publish(
+    args: argparse.Namespace,
+    runs: Sequence[OpenedRun],
+    title: str,
+    tables: Sequence[dict[str, Any]],
+    figure: Any = None,
+    figures: Sequence[str] = (),
+    **details: Any,
+) -> None:
+    """Writes `<out>/<name>.json` and `.md`, the figure as `.svg` and `.png`; prints the tables.
+
+    Args:
+      args: of a `parser`, after `open_workdirs`.
+      runs: what was measured.
+      title, tables, figures, details: of `run.result.publish`.
+      figure: of matplotlib, or None.
+    """
+    notes = dict.fromkeys(
+        f"{network_name(run.config.model)} of width {run.config.model.width}, {run.step} steps of "
+        f"{run.config.batch_size}"
+        for run in runs
+    )
+    seeds = [{"seed": run.config.seed} for run in runs]
+    args.dataset = ", ".join(dict.fromkeys(run.config.dataset for run in runs))
+    if figure:
+        path = Path(args.out, f"{args.name}.svg")
+        plotting.save(figure, path.with_suffix(".png"), dpi=120, bbox_inches="tight")
+        plotting.save(figure, path, metadata={"Date": None}, bbox_inches="tight")
+        figures = [path.name, *figures]
+    head = result.header(args, list(notes), seeds)
+    result.publish(args, title, head, tables, figures=figures, **details)
+
+
+def spread(values: Iterable[float | None]) -> str | None:
+    """Mean of finite numbers of any size, and their standard deviation if they are several.
+
+    An exact zero is '0'. None when there is no value.
+    """
+    kept = [value for value in values if value is not None]
+    if not kept:
+        return None
+    deviation = f" ± {np.std(kept, ddof=1):.2g}" if len(kept) > 1 and np.ptp(kept) else ""
+    return f"{np.mean(kept):.3g}{deviation}"
 
 
 def stages(endpoints: Iterable[str]) -> list[str]:
     """Names of the spatial endpoints in the network's order: 'stem', 'stage1', …"""
     return ["stem", *sorted(name for name in endpoints if name.startswith("stage"))]
+
+
+def mosaic(images: np.ndarray, side: int) -> np.ndarray:
+    """Images side by side until they fill a square: `[1, ≥ side, ≥ side, channels]`.
+
+    Args:
+      images: `[number, height, width, channels]`; repeated when there are too few.
+      side: in pixels.
+    """
+    _, height, width, channels = images.shape
+    rows, columns = -(-side // height), -(-side // width)
+    tiles = np.resize(np.arange(len(images)), rows * columns)
+    grid = images[tiles].reshape(rows, columns, height, width, channels)
+    return grid.transpose(0, 2, 1, 3, 4).reshape(1, rows * height, columns * width, channels)
+
+
+def mark_stages(axis: Any, blocks: Sequence[str]) -> None:
+    """Draws lines between the stages of `['stage1/block1', …]`, counted from 1; names them."""
+    stages = [block.partition("/")[0] for block in blocks]
+    for stage in dict.fromkeys(stages):
+        first = stages.index(stage) + 1
+        if first > 1:
+            axis.axvline(first - 0.5, color="k", lw=0.8, ls="--")
+        middle = first + (stages.count(stage) - 1) / 2
+        where = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "top"}
+        axis.text(middle, 0.98, stage, fontsize="small", **where)
+
+
+def legend_below(axis: Any) -> None:
+    """A legend under the axes, where it covers no curve."""
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)

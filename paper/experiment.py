@@ -244,28 +244,31 @@ def train_grid(
     for seed, entry, rate in grid:
         config, run_notes = configure(args, entry, seed, rate)
         notes += [note for note in run_notes if note not in notes]
-        workdir = workdir_of(config, args.runs)
-        place = len(runs) + 1, len(grid)
-        LOG.info("run %d of %d: %s, seed %d → %s", *place, entry.name, seed, workdir)
-        final = train.train(config, workdir)
-        lines = logs.read_lines(Workdir(workdir).metrics)
-        training = [line for line in lines if line["split"] == logs.TRAINING_IMAGES]
-        if not training:
-            raise UserError(
-                f"{workdir}: this run was trained without eval.training_images, so that its error "
-                "on the training images is not known; delete the folder, or take another --runs."
-            )
-        runs.append(
-            {
-                "name": entry.name,
-                "seed": seed,
-                "workdir": workdir,
-                "final": {k: final[k] for k in RESULTS},
-                "training": {k: training[0][k] for k in RESULTS},
-                "curves": curves(lines),
-            }
-        )
+        LOG.info("run %d of %d: %s, seed %d", len(runs) + 1, len(grid), entry.name, seed)
+        runs.append(trained(config, entry.name, args.runs))
     return runs, notes
+
+
+def trained(config: ConfigDict, name: str, runs: str) -> dict[str, Any]:
+    """Trains (or reads) one run below the folder `runs`, as `train_grid` returns it."""
+    workdir = workdir_of(config, runs)
+    LOG.info("%s, seed %d → %s", name, config.seed, workdir)
+    final = train.train(config, workdir)
+    lines = logs.read_lines(Workdir(workdir).metrics)
+    training = [line for line in lines if line["split"] == logs.TRAINING_IMAGES]
+    if not training:
+        raise UserError(
+            f"{workdir}: this run was trained without eval.training_images, so that its error "
+            "on the training images is not known; delete the folder, or take another --runs."
+        )
+    return {
+        "name": name,
+        "seed": config.seed,
+        "workdir": workdir,
+        "final": {k: final[k] for k in RESULTS},
+        "training": {k: training[0][k] for k in RESULTS},
+        "curves": curves(lines),
+    }
 
 
 def suffixes(args: argparse.Namespace) -> list[str]:

@@ -13,11 +13,13 @@ from run.provenance import provenance
 NOT_RUN = "not run"
 
 
-def parser(name: str, description: str, room: str = "paper") -> command.Parser:
+def parser(
+    name: str, description: str, room: str = "paper", out: str = "results"
+) -> command.Parser:
     """The arguments of `python -m <room>.<name>`, with `name`; so far only `--out`."""
     p = command.Parser(f"python -m {room}.{name}", description)
     p.set_defaults(name=name)
-    p.add_argument("--out", default="results", help="folder of the JSON, Markdown and figure")
+    p.add_argument("--out", default=out, help=f"folder of JSON, Markdown and figure ({out})")
     return p
 
 
@@ -140,7 +142,9 @@ def header_lines(head: Mapping[str, Any]) -> list[str]:
 
 
 def _markdown_table(columns, rows):
-    body = [[cell(value) for value in row] for row in rows]
+    columns, *body = [
+        [cell(value).replace("|", "\\|") for value in row] for row in (columns, *rows)
+    ]
     widths = [max(len(line[i]) for line in ([columns, *body])) for i in range(len(columns))]
     lines = [_row(columns, widths), "|" + "|".join(_rule(w, i) for i, w in enumerate(widths)) + "|"]
     return lines + [_row(line, widths) for line in body]

@@ -48,6 +48,7 @@ SMALL = {  # of a program, or of its package
     **dict.fromkeys(("paper.table4", "paper.table5", "paper.report"), "--out={tmp}"),
     "paper.figure7": f"{GRID} --depths 8 --images=16",
     "paper.identity_mappings": f"{GRID} --depth 8",
+    "paper.construction": f"{GRID} --depths 8 14 --learning_rates 0.1",
     "paper": f"{GRID} --depths 8",
     "analysis.cam": "",
     "analysis.confusion": "",
@@ -55,7 +56,7 @@ SMALL = {  # of a program, or of its package
         --methods probe --held_out=0.2 --runs={tmp}/{new} --out={tmp}/{new} --field=model.depth=18
         --field=model.width=4 --field=data.image_size=32 --field=eval.resize=32
         --field=eval.batch_size=4 --field=data.test_split=val""",
-    "analysis.gradients": "--runs=1 --seeds=1 --depths 18 --images=4",
+    "analysis.gradients": "--runs=1 --images=4",
     "analysis.invariance": "--max_shift=2 --images=4",
     "analysis": "--images=4",
     "prepare_data": "--data_dir={tmp}/{new}",
