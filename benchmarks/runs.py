@@ -47,6 +47,7 @@ class Run:
         # The caller's other flags stay, so that the compiler rounds alike; of two, the last counts.
         count = f"--xla_force_host_platform_device_count={devices}"
         environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as output:
             self.process = subprocess.Popen(
                 words, cwd=ROOT, env=environment, stdout=output, stderr=output
