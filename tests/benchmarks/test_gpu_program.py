@@ -132,7 +132,7 @@ def test_a_small_step_compiles_for_the_card_and_has_no_sum_in_free_order(tmp_pat
 @pytest.mark.slow
 def test_no_kernel_adds_atomically(tmp_path):
     """The machine code (PTX) of every kernel that XLA writes."""
-    options = gpu_program.OPTIONS | {"xla_dump_to": str(tmp_path)}
+    options = gpu_program.OPTIONS | {"xla_dump_to": str(tmp_path), "xla_dump_emitter_re": ".*"}
     gpu_program.compiled(ROW._replace(dtype="bfloat16"), "unrolled", options=options, **SMALL)
     code = "".join(path.read_text() for path in tmp_path.glob("*.ptx"))
     assert ".visible .entry" in code
