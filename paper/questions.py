@@ -2,6 +2,7 @@
 
 import os
 import re
+import urllib.parse
 from pathlib import Path
 
 from paper import embedded
@@ -38,7 +39,11 @@ def as_html(page: Path, out: str) -> str:
     places = (f"questions-{i}" for i in range(rendered.count("<img ")))
 
     def embed(match):
-        return f"<figure>{embedded.picture(Path(out, match[1]), next(places))}</figure>"
+        source = urllib.parse.unquote(match[1])
+        if OUTSIDE.match(source):
+            return match[0]
+        path = Path(os.path.normpath(Path(out, source)))  # `out` need not be there yet
+        return f"<figure>{embedded.picture(path, next(places))}</figure>"
 
     return re.sub(r'<img src="([^"]*)"[^>]*>', embed, rendered)
 

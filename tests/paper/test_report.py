@@ -50,6 +50,8 @@ def test_the_page_of_questions_is_a_part_of_the_report(tmp_path, monkeypatch):
         "```bash\n# no heading\npython -m x\n```\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n"
     )
     monkeypatch.setattr(report, "QUESTIONS", page)
+    report.main([f"--results={out}", f"--out={tmp_path / 'new' / 'pages'}"])
+    assert '<use href="#questions-0-x"' in (tmp_path / "new/pages/report.html").read_text()
     report.main([f"--results={out}"])
     text, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
     assert "<h2>Questions</h2>" in text and "<h3>Why x?</h3>" in text
