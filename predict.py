@@ -75,7 +75,9 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
     for path in map(Path, paths):
         images = [path]
         if path.is_dir():
-            images = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            images = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+            )
         if not images:
             raise UserError(f"{path}: no images in this folder; expected {', '.join(SUFFIXES)}.")
         found += images
@@ -123,6 +125,8 @@ def predict(
 
     def read(path: str | os.PathLike) -> tuple[np.ndarray | None, str]:
         try:
+            if Path(path).exists() and not Path(path).is_file():
+                return None, "is no regular file"  # a pipe would be waited for
             return preprocess(Path(path).read_bytes(), network.config, shape), ""
         except (OSError, DecodeError) as error:
             return None, str(error)

@@ -32,6 +32,7 @@ from training.step import TrainState, Window, abstract_state, make_run
 
 LOG = logging.getLogger("residual")
 MAX_SKIPS = 20  # steps with a NaN in a row that end a run although it may skip them
+SMALL_IMAGE = 64  # pixels; up to here an ImageNet stem leaves the blocks too little to see
 IN_FLIGHT = 2  # dispatches that the host may be ahead of the device
 
 
@@ -75,6 +76,7 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh | None = None) -> dict[st
 
 def _train(config, folder, mesh):
     data, facts = agreed(lambda: _opened(config, mesh), lambda opened: opened[1].to_dict())
+    _warn_of_stem(config.model.stem, facts.image_shape)
     model = models.create(config.model, facts.num_classes)
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -123,6 +125,16 @@ def _newest_state(config, model, facts, checkpoints, mesh):
     LOG.info("Continuing after step %d.", step)
     state = to_host(stack_blocks(state)) if scanned else state
     return replicate(state, mesh), step, error is not None
+
+
+def _warn_of_stem(stem, image_shape):
+    height, width, _ = image_shape
+    if stem != "cifar" and max(height, width) <= SMALL_IMAGE:
+        LOG.warning(
+            "model.stem=%s divides the sides of images by 4 before the first block, and these have "
+            "only %d × %d pixels: accuracy suffers. model.stem=cifar keeps their resolution.",
+            *(stem, height, width),
+        )
 
 
 def _warn_of_devices(config, before, now):

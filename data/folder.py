@@ -1,9 +1,12 @@
 """Image folders: PATH/train/<class>/*, PATH/val/<class>/*, read as torchvision reads them."""
 
 import os
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from absl import logging
 
 from data import index_cache
 from errors import UserError
@@ -11,7 +14,7 @@ from errors import UserError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Names under which users know the same split.
 _ALIASES = {"val": ("validation",), "validation": ("val",)}
-_VERSION = 1
+_VERSION = 2
 # A directory changed this shortly before a scan may change again without a new time stamp.
 _CLOCK_TICK_S = 2.0
 
@@ -49,6 +52,11 @@ def scan(root: Path, split: str, data_dir: str) -> dict[str, list[str]]:
         lambda index: _is_current(root, index),
         lambda: _build(root, directory),
     )
+    if index["left_out"]:
+        logging.warning(
+            "%s: %d entries are no regular files, or were listed before, and are left out: %s",
+            *(directory, len(index["left_out"]), index["left_out"][:10]),
+        )
     if not any(index["classes"].values()):
         raise UserError(
             f"{directory} holds no images; expected {directory}/<class>/* with the extensions "
@@ -58,7 +66,8 @@ def scan(root: Path, split: str, data_dir: str) -> dict[str, list[str]]:
 
 
 def _is_current(root: Path, index: dict) -> bool:
-    if index["version"] != _VERSION:
+    names = [name for images in index["classes"].values() for name in images]
+    if index["version"] != _VERSION or not all(isinstance(n, str) for n in names):
         return False
     settled = (index["scanned_at"] - _CLOCK_TICK_S) * 1e9
     with ThreadPoolExecutor(16) as pool:
@@ -78,30 +87,74 @@ def _stamp(directory: Path) -> list[int]:
 def _build(root: Path, directory: Path) -> dict:
     scanned_at = time.time()
     directories = {str(directory.relative_to(root)): _stamp(directory)}
-    names = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
-    names = [name for name in names if not name.startswith(".")]
-    classes = {}
+    names = [e.name for e in _entries(directory) if e.is_dir() and e.name[0] != "."]
+    classes, left_out = {}, []
     with ThreadPoolExecutor(16) as pool:  # waiting for the file system, mostly
         listings = pool.map(lambda name: _list_class(root, directory / name), names)
-        for name, (below, images) in zip(names, listings, strict=True):
+        for name, (below, images, others) in zip(names, listings, strict=True):
             directories.update(below)
             classes[name] = images
+            left_out += others
     return {
         "version": _VERSION,
         "scanned_at": scanned_at,
         "directories": directories,
         "classes": classes,
+        "left_out": left_out,
     }
 
 
-def _list_class(root: Path, directory: Path) -> tuple[dict[str, list[int]], list[str]]:
-    directories, images = {}, []
-    for path, _, files in sorted(os.walk(directory, followlinks=True)):
-        below = Path(path)
-        directories[str(below.relative_to(root))] = _stamp(below)
-        images += [
-            str((below / name).relative_to(root))
-            for name in sorted(files)
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    return directories, images
+def _list_class(root: Path, directory: Path) -> tuple[dict[str, list[int]], list[str], list[str]]:
+    """Stamps of the directories below a class folder, its images, and what is left out.
+
+    Images are regular files, each once. Links may lead to files and directories anywhere, but not
+    to one that is listed already, nor back up: such a loop would show the same images again.
+    """
+    stamps, images, left_out = {}, [], []
+    seen = {_identity(above.stat()) for above in (root, directory.parent)}
+    directories, links = [directory], []
+    while directories or links:
+        here = Path(directories.pop() if directories else links.pop())  # what is real comes first
+        name, status = str(here.relative_to(root)), here.stat() if here.exists() else None
+        if status is None or _identity(status) in seen:
+            left_out.append(name)
+            continue
+        seen.add(_identity(status))
+        if not stat.S_ISDIR(status.st_mode):
+            (images if stat.S_ISREG(status.st_mode) else left_out).append(name)
+            continue
+        stamps[name] = _stamp(here)
+        for entry in _entries(here):
+            if not entry.is_dir() and not _is_image(entry.name):
+                continue
+            if entry.is_symlink():
+                links.append(entry.path)
+            elif entry.is_dir():
+                directories.append(entry.path)
+            elif entry.is_file():  # known without asking the file system about each image
+                images.append(f"{name}/{entry.name}")
+                seen.add((status.st_dev, entry.inode()))
+            else:
+                left_out.append(f"{name}/{entry.name}")
+        links.sort(reverse=True)
+    return stamps, sorted(images, key=os.path.split), left_out
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and name[0] != "."
+
+
+def _entries(directory: Path) -> list[os.DirEntry]:
+    """What a directory holds, by name."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(
+            f"{directory}: cannot be listed ({error.strerror}); make the folder readable, or move "
+            "it out of the data set"
+        ) from error
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

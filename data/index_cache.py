@@ -35,7 +35,7 @@ def cached(
             index = json.loads(path.read_text())
             if current(index):
                 return index
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue
     index = build()
     text = json.dumps(index)

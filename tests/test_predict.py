@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,13 +93,16 @@ def test_command_reports_the_unreadable_and_does_the_rest(run, tmp_path, capsys)
     workdir, folder, _ = run
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff not a jpeg")
-    argv = [f"--workdir={workdir}", str(broken), str(tmp_path / "absent.png"), str(folder)]
-    assert predict.main([*argv, "--json", "--top_k=2"]) == 1
+    pipe = tmp_path / "pipe.jpg"
+    os.mkfifo(pipe)  # nobody writes to it: reading would wait for ever
+    paths = [str(path) for path in (broken, tmp_path / "absent.png", pipe, folder)]
+    assert predict.main([f"--workdir={workdir}", *paths, "--json", "--top_k=2"]) == 1
     output, errors = capsys.readouterr()
     found = json.loads(output)
-    assert [("error" in entry) for entry in found] == [True, True] + [False] * 7
-    assert str(broken) in errors and "absent.png" in errors and "2 of 9" in errors
-    predictions = found[2]["predictions"]
+    assert [("error" in entry) for entry in found] == [True] * 3 + [False] * 7
+    assert str(broken) in errors and "absent.png" in errors and "3 of 10" in errors
+    assert "no regular file" in errors
+    predictions = found[3]["predictions"]
     assert len(predictions) == 2 and predictions[0]["probability"] >= predictions[1]["probability"]
     assert predictions[0]["label"] in {str(i) for i in range(10)}
 

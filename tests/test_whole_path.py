@@ -78,3 +78,12 @@ def test_folder_gives_the_losses_of_the_records(datasets, tmp_path):
     assert found["folder"][0] == pytest.approx(found["array_record"][0], rel=1e-5)
     # 50 layers of BN over 18 images amplify the rounding of another order of summation.
     assert found["folder"] == pytest.approx(found["array_record"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_an_imagenet_stem_on_small_images_is_warned_of(datasets, tmp_path, caplog):
+    config = miniature(*datasets["folder"])
+    config.num_steps = 1
+    config.optim.boundaries = ()
+    train.train(config, str(tmp_path / "run"))
+    assert "model.stem=imagenet" in caplog.text and "model.stem=cifar" in caplog.text

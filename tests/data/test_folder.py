@@ -1,5 +1,6 @@
 """Sources: image folders as torchvision reads them, and the cache of their index."""
 
+import json
 import os
 
 import pytest
@@ -149,3 +150,51 @@ def test_index_of_a_read_only_folder_lies_in_data_dir(pets, tmp_path, monkeypatc
     outside.write_text('{"version": 1, "scanned')  # damaged
     open_source(f"folder:{pets}", "train", str(tmp_path / "data"))
     assert len(scans) == 2
+
+
+def test_loops_links_and_pipes_in_a_class_folder(pets, tmp_path, caplog):
+    """Links may lead elsewhere; nothing is listed twice, nothing but regular files is opened."""
+    plain = open_source(f"folder:{pets}", "train", str(tmp_path))
+    (pets / "train/cat/loop").symlink_to(pets / "train/cat")
+    (pets / "train/cat/deep/up").symlink_to(pets)
+    (pets / "train/ant/down").symlink_to(pets / "train/ant/up")
+    (pets / "train/ant/up").symlink_to(pets / "train/ant")
+    (pets / "train/cat/a-again.jpg").symlink_to(pets / "train/cat/a.jpeg")
+    (pets / "train/cat/gone.jpg").symlink_to(pets / "nowhere.jpg")
+    (pets / "elsewhere").mkdir()
+    (pets / "elsewhere/e.jpg").write_bytes(b"e")
+    (pets / "train/ant/link").symlink_to(pets / "elsewhere")
+    (pets / "train/ant/again").symlink_to(pets / "elsewhere")
+    (pets / "train/Dog/linked.png").symlink_to(pets / "elsewhere/e.jpg")
+    os.mkfifo(pets / "train/cat/pipe.jpg")
+    for _ in range(2):  # the second time from the cached listing
+        source = open_source(f"folder:{pets}", "train", str(tmp_path))
+        names = [record.name for record in ilsvrc.records(source)]
+        added = {"train/ant/again/e.jpg", "train/Dog/linked.png"}
+        assert sorted(names) == sorted([r.name for r in ilsvrc.records(plain)] + [*added])
+        for left_out in ("loop", "deep/up", "a-again.jpg", "gone.jpg", "pipe.jpg", "ant/link"):
+            assert left_out in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize("classes", [[], {"cat": 5}, {"cat": [5]}, "cat", None])
+def test_a_damaged_cache_of_the_listing_is_built_anew(pets, tmp_path, classes):
+    open_source(f"folder:{pets}", "train", str(tmp_path))
+    cache = pets / ".index-train.json"
+    index = json.loads(cache.read_text()) | {"classes": classes}
+    for text in (json.dumps(index), "[" * 100_000):
+        cache.write_text(text)
+        assert len(open_source(f"folder:{pets}", "train", str(tmp_path))) == 7
+
+
+def test_a_class_folder_that_cannot_be_listed_is_named(pets, tmp_path, monkeypatch):
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("ant"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # root, who may run this, may list everything
+    with pytest.raises(UserError, match="train/ant: cannot be listed .Permission denied"):
+        open_source(f"folder:{pets}", "train", str(tmp_path))
