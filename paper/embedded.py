@@ -1,32 +1,30 @@
 """Pictures inside an HTML page, so that it needs no other file."""
 
 import base64
-import re
+import html
 from pathlib import Path
 
 from errors import UserError
 
+TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
-def picture(path: Path, name: str) -> str:
-    """The HTML of a picture; of an SVG file, the drawing itself with its ids made unique.
+
+def picture(path: Path) -> str:
+    """The HTML of a picture. It stands in an `img`, in which no script of an SVG file is run.
 
     Args:
       path: of an SVG or PNG file.
-      name: begins the ids; unlike that of every other picture of the page.
 
     Raises:
       UserError: the file is missing or holds no picture.
     """
+    advice = "run the command that is named beside it again"
     try:
-        if path.suffix != ".svg":
-            content = base64.b64encode(path.read_bytes()).decode()
-            return f"<img alt='' src='data:image/{path.suffix[1:]};base64,{content}'>"
-        text = path.read_text()
-        drawing = text[text.index("<svg") :]
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: no figure ({error}); run the command that is named beside it again."
-        ) from error
-    drawing = re.sub(r'\bid="', f'id="{name}-', drawing)
-    drawing = re.sub(r"url\(#", f"url(#{name}-", drawing)
-    return re.sub(r'href="#', f'href="#{name}-', drawing)
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: no figure ({error}); {advice}.") from error
+    beginning = b"<svg" if path.suffix == ".svg" else b"PNG"
+    if path.suffix not in TYPES or beginning not in content:
+        raise UserError(f"{path}: no figure (expected an SVG or PNG picture); {advice}.")
+    data = base64.b64encode(content).decode()
+    return f"<img alt='{html.escape(path.stem)}' src='data:{TYPES[path.suffix]};base64,{data}'>"

@@ -36,14 +36,13 @@ def as_html(page: Path, out: str) -> str:
     rendered = MarkdownIt("js-default").render(as_markdown(page, out))
     rendered = rendered.replace("<table>", "<div class='scroll'><table>")
     rendered = rendered.replace("</table>", "</table></div>")
-    places = (f"questions-{i}" for i in range(rendered.count("<img ")))
 
     def embed(match):
         source = urllib.parse.unquote(match[1])
         if OUTSIDE.match(source):
             return match[0]
         path = Path(os.path.normpath(Path(out, source)))  # `out` need not be there yet
-        return f"<figure>{embedded.picture(path, next(places))}</figure>"
+        return f"<figure>{embedded.picture(path)}</figure>"
 
     return re.sub(r'<img src="([^"]*)"[^>]*>', embed, rendered)
 

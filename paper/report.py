@@ -55,7 +55,7 @@ td:not(:first-child) { white-space: nowrap }
 th { vertical-align: bottom; border-bottom: 2px solid #888; font-weight: 600 }
 th:first-child, td:first-child { text-align: left; padding-left: 0 }
 figure { margin: 1.5rem 0 }
-figure svg { display: block; width: 100%; height: auto; max-width: 52rem }
+figure img { display: block; width: 100%; height: auto; max-width: 52rem }
 figure img { display: block; max-width: 100% }
 pre { overflow-x: auto; background: #f5f5f5; padding: .6rem .8rem }
 code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere }
@@ -209,7 +209,7 @@ def _html(content, name, folder, not_run=None):
             parts.append(f"<h3>{html.escape(table['heading'])}</h3>")
         parts.append(_html_table(table))
     for figure in content["figures"]:
-        parts.append(f"<figure>{embedded.picture(Path(folder) / figure, name)}</figure>")
+        parts.append(f"<figure>{embedded.picture(Path(folder) / figure)}</figure>")
     parts += [f"<p>{html.escape(remark)}</p>" for remark in content["remarks"]]
     if not_run is None:
         items = []

@@ -85,8 +85,11 @@ def run(
     before = set_handlers(dict.fromkeys(HANDLED, _end))
     try:
         return main(argv) or 0
-    except UserError as error:
-        print(printable(f"error: {error}", kept="\n"), file=sys.stderr, flush=True)
+    except (UserError, MemoryError) as error:
+        said = str(error)
+        if isinstance(error, MemoryError):
+            said = f"out of memory ({error}); use a smaller batch_size, eval.batch_size or image"
+        print(printable(f"error: {said}", kept="\n"), file=sys.stderr, flush=True)
         if _has_joined():
             from run import agreement
 

@@ -111,21 +111,28 @@ def publish(
 
 def markdown(content: Mapping[str, Any], level: int = 1) -> list[str]:
     """Lines of Markdown of a published result."""
-    return markdown_body(content, level) + [f"- {line}" for line in header_lines(content["header"])]
+    head = [f"- {_escaped(line)}" for line in header_lines(content["header"])]
+    return markdown_body(content, level) + head
 
 
 def markdown_body(content: Mapping[str, Any], level: int = 1) -> list[str]:
     """The same without the header."""
-    lines = ["#" * level + f" {content['title']}", ""]
+    title = _escaped(content["title"])
+    lines = ["#" * level + f" {title}", ""]
     for one in content["tables"]:
         if one["heading"]:
-            lines += ["#" * (level + 1) + f" {one['heading']}", ""]
+            lines += ["#" * (level + 1) + f" {_escaped(one['heading'])}", ""]
         lines += [*_markdown_table(one["columns"], one["rows"]), ""]
     for figure in content["figures"]:
-        lines += [f"![{content['title']}]({figure})", ""]
+        lines += [f"![{title}]({_escaped(figure)})", ""]
     for remark in content["remarks"]:
-        lines += [remark, ""]
+        lines += [_escaped(remark), ""]
     return lines
+
+
+def _escaped(text):
+    """Markdown may hold HTML, and a result that somebody sent may hold a script."""
+    return text.replace("<", "&lt;")
 
 
 def header_lines(head: Mapping[str, Any]) -> list[str]:
@@ -143,7 +150,7 @@ def header_lines(head: Mapping[str, Any]) -> list[str]:
 
 def _markdown_table(columns, rows):
     columns, *body = [
-        [cell(value).replace("|", "\\|") for value in row] for row in (columns, *rows)
+        [_escaped(cell(value)).replace("|", "\\|") for value in row] for row in (columns, *rows)
     ]
     widths = [max(len(line[i]) for line in ([columns, *body])) for i in range(len(columns))]
     lines = [_row(columns, widths), "|" + "|".join(_rule(w, i) for i, w in enumerate(widths)) + "|"]

@@ -51,14 +51,14 @@ def test_the_page_of_questions_is_a_part_of_the_report(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(report, "QUESTIONS", page)
     report.main([f"--results={out}", f"--out={tmp_path / 'new' / 'pages'}"])
-    assert '<use href="#questions-0-x"' in (tmp_path / "new/pages/report.html").read_text()
+    assert "src='data:image/svg+xml;base64," in (tmp_path / "new/pages/report.html").read_text()
     report.main([f"--results={out}"])
     text, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
     assert "<h2>Questions</h2>" in text and "<h3>Why x?</h3>" in text
     assert "<a href='#questions'>Questions</a>" in text
     assert 'href="../docs/paper.md#why"' in text and 'href="http://a.b/c"' in text
     assert "&lt;b&gt;c" in text and "<td" in text and "# no heading\n" in text
-    assert 'id="questions-0-x"' in text and 'href="#questions-1-x"' in text
+    assert text.count("<img alt='a'") == 2
     assert "![A](a.svg)" in markdown and "\n### Why x?" in markdown and "\n# no heading" in markdown
 
 
@@ -79,3 +79,15 @@ def test_a_foreign_file_among_the_results(tmp_path):
     (tmp_path / "table6.json").write_text('{"rows": [')
     with pytest.raises(UserError, match=r"table6\.json: cannot be read"):
         report.main([f"--results={tmp_path}"])
+
+
+def test_scripts_of_results_do_not_run(tmp_path):
+    script = "<script>alert(1)</script>"
+    args = result.parser("lesions", "", room="analysis").parse_args([f"--out={tmp_path}"])
+    (tmp_path / "a.svg").write_text(f"<svg>{script}</svg>")
+    table = result.table(script, [script], [[script]])
+    head = result.header(args) | {"dataset": script}
+    result.publish(args, script, head, [table], figures=["a.svg"], remarks=[script])
+    report.main([f"--results={tmp_path}"])
+    for name in ("report.html", "report.md", "lesions.md"):
+        assert "<script>alert" not in (tmp_path / name).read_text()

@@ -190,3 +190,11 @@ def test_control_characters_reach_no_terminal(capsys):
     assert errors == (
         "array \\x1b[31m of \\x9b\ntwo lines\nerror: file \\x1b]0;title\\x07, \\u202e, café\n"
     )
+
+
+def test_too_little_memory_is_a_message(capsys):
+    def main(argv):
+        raise MemoryError("Unable to allocate 186. GiB")
+
+    assert command.run(main, []) == 1
+    assert "out of memory (Unable to allocate 186. GiB)" in capsys.readouterr().err
