@@ -7,7 +7,7 @@ from jax import Array
 from models.block_spec import BlockSpec
 from models.ops.conv import conv
 from models.ops.norm import batch_norm
-from models.ops.relu import relu, relu_of_sum
+from models.ops.relu import relu, relu_of_norm
 
 
 class ResidualBlock(nn.Module):
@@ -22,7 +22,7 @@ class ResidualBlock(nn.Module):
         if not self.spec.residual:
             return relu(y)  # the plain twin
         shortcut = self.shortcut(x, train)
-        return relu_of_sum(shortcut, y)
+        return relu(shortcut + y)
 
     def shortcut(self, x: Array, train: bool) -> Array:
         """The identity; where the shape changes, zero-padded (A) or projected (B, C)."""
@@ -50,7 +50,7 @@ class ResidualBlock(nn.Module):
     def weight_layer(self, i: int, x: Array, train: bool, *conv: int, last: bool = False) -> Array:
         """Convolution (features, size, strides, dilation, groups), BN, and unless `last` ReLU."""
         y = self.norm(f"bn{i}", train, last)(self.conv(f"conv{i}", *conv)(x))
-        return y if last else relu(y)
+        return y if last else relu_of_norm(y)
 
     def conv(self, name: str, *shape: int, use_bias: bool = False) -> nn.Module:
         return conv(*shape, use_bias=use_bias, dtype=self.spec.dtype, name=name)

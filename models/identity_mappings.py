@@ -11,7 +11,7 @@ import flax.linen as nn
 from jax import Array
 
 from models.block import ResidualBlock
-from models.ops.relu import relu
+from models.ops.relu import relu, relu_of_norm
 from models.pooled_shortcut import PooledShortcut
 
 SHORTCUT_DROPOUT = 0.5  # ratio in table 1, last row
@@ -69,7 +69,7 @@ class BnAfterAddition(ResidualBlock):
     def __call__(self, x: Array, train: bool) -> Array:
         y = self.f(x, train)
         y = self.shortcut(x, train) + y if self.spec.residual else y
-        return relu(self.norm("bn_output", train)(y))
+        return relu_of_norm(self.norm("bn_output", train)(y))
 
     def weight_layer(self, i: int, x: Array, train: bool, *conv: int, last: bool = False) -> Array:
         if last:
@@ -107,7 +107,7 @@ class FullPreactivation(ResidualBlock):
 
     def activation(self, i: int, x: Array, train: bool) -> Array:
         """What stands before convolution i."""
-        return relu(self.norm(f"bn{i}", train)(x))
+        return relu_of_norm(self.norm(f"bn{i}", train)(x))
 
     def weight_layer(self, i: int, x: Array, train: bool, *conv: int, last: bool = False) -> Array:
         x = x if i == 1 else self.activation(i, x, train)

@@ -21,7 +21,7 @@ from models.initial import HEAD_DEVIATION
 from models.ops.conv import conv
 from models.ops.norm import batch_norm
 from models.ops.pool import max_pool_3x3
-from models.ops.relu import relu
+from models.ops.relu import relu, relu_of_norm
 from models.scanned import Stage
 
 
@@ -212,13 +212,13 @@ class ResNet(nn.Module):
                 dtype=jnp.dtype(self.dtype),
                 name=f"stem_conv{number}",
             )(x)
-            x = relu(self._norm(f"stem_bn{number}", train)(x))
+            x = relu_of_norm(self._norm(f"stem_bn{number}", train)(x))
         return x
 
     def _last_activation(self, x, train):
         """What the last pre-activated block leaves to do."""
         if self.preactivation:
-            return relu(self._norm("final_bn", train)(x))
+            return relu_of_norm(self._norm("final_bn", train)(x))
         return relu(x) if self.variant == "relu_only_preactivation" else x
 
     def _norm(self, name, train):

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.ops.relu import relu, relu_of_sum
+from models.ops.relu import relu, relu_of_norm
 
 
 def test_value_and_derivatives_are_flaxs():
     x = jnp.asarray([-jnp.inf, -2.0, -0.0, 0.0, 3.0, jnp.inf])
     ones = jnp.ones_like(x)
-    for f in (relu, jax.jit(relu), jax.vmap(relu)):
+    for f in (relu, jax.jit(relu), jax.vmap(relu), relu_of_norm):
         (y, pull), (expected, their_pull) = jax.vjp(f, x), jax.vjp(nn.relu, x)
         np.testing.assert_array_equal(y, expected)
         np.testing.assert_array_equal(pull(x)[0], their_pull(x)[0])
@@ -40,6 +40,9 @@ def test_the_end_of_a_block_is_the_rectified_sum_with_all_its_derivatives(dtype)
     y = jnp.asarray([[1.0, 2.0, 0.0, -1.0, 3.0, 1.0, 1.0, -3.0]], dtype)
 
     def plain(x, y):
+        return relu_of_norm(x + y)
+
+    def relu_of_sum(x, y):
         return relu(x + y)
 
     def same(a, b):
