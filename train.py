@@ -27,12 +27,11 @@ from run.progress import Progress, messages_beside_a_bar
 from run.signals import Interrupted, Signals
 from run.workdir import Workdir
 from training import start
-from training.check import check
+from training.check import check, warn_of_devices, warn_of_stem
 from training.step import TrainState, Window, abstract_state, make_run
 
 LOG = logging.getLogger("residual")
 MAX_SKIPS = 20  # steps with a NaN in a row that end a run although it may skip them
-SMALL_IMAGE = 64  # pixels; up to here an ImageNet stem leaves the blocks too little to see
 IN_FLIGHT = 2  # dispatches that the host may be ahead of the device
 
 
@@ -76,7 +75,7 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh | None = None) -> dict[st
 
 def _train(config, folder, mesh):
     data, facts = agreed(lambda: _opened(config, mesh), lambda opened: opened[1].to_dict())
-    _warn_of_stem(config.model.stem, facts.image_shape)
+    warn_of_stem(config.model.stem, facts.image_shape)
     model = models.create(config.model, facts.num_classes)
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -90,7 +89,7 @@ def _train(config, folder, mesh):
         stack.callback(log.close)
         for line in log.earlier:
             data.corrupt.remember(line)
-        _warn_of_devices(config, log.devices_before, mesh.size)
+        warn_of_devices(config, log.devices_before, mesh.size)
         signals = stack.enter_context(Signals(nothing_to_lose=jax.process_count() == 1))
         loop = _Loop(config, model, data, mesh, checkpoints, log, signals)
         return loop.test(loop.run(state, step, validated))
@@ -125,34 +124,6 @@ def _newest_state(config, model, facts, checkpoints, mesh):
     LOG.info("Continuing after step %d.", step)
     state = to_host(stack_blocks(state)) if scanned else state
     return replicate(state, mesh), step, error is not None
-
-
-def _warn_of_stem(stem, image_shape):
-    height, width, _ = image_shape
-    if stem != "cifar" and max(height, width) <= SMALL_IMAGE:
-        LOG.warning(
-            "model.stem=%s divides the sides of images by 4 before the first block, and these have "
-            "only %d × %d pixels: accuracy suffers. model.stem=cifar keeps their resolution.",
-            *(stem, height, width),
-        )
-
-
-def _warn_of_devices(config, before, now):
-    """BN of each device's own images makes the number of devices a part of the training."""
-    if before is None or config.model.sync_bn or config.model.frozen_bn:
-        return
-
-    def normalized_together(devices):
-        at_once = config.batch_size // devices // config.optim.accumulate_steps
-        return min(at_once, config.model.bn_group_size or at_once)
-
-    if normalized_together(before) != normalized_together(now):
-        LOG.warning(
-            "This run was trained on %d device(s) and goes on with %d: BN now takes its statistics "
-            "over %d images instead of %d, and the result will differ. model.sync_bn=True, from "
-            "the start of a run, makes it independent of the number of devices.",
-            *(before, now, normalized_together(now), normalized_together(before)),
-        )
 
 
 class _Loop:

@@ -96,7 +96,7 @@ def _cifar(depth, block):
         raise UserError(
             f"model.depth={depth}, model.block={block!r}: with model.stem='cifar' the depth is "
             "6n+2 of basic blocks (8, 14, 20, 32, 44, 56, 110, …) or 9n+2 of bottlenecks (11, 29, "
-            f"164, 1001, …), 1 ≤ n ≤ {MAX_CIFAR_BLOCKS}; near it is {near}."
+            f"164, 1001, …), 1 ≤ n ≤ {MAX_CIFAR_BLOCKS}; the nearest is {near}."
         )
     if len(blocks) == 2 and depth not in TABLE_6:
         raise UserError(

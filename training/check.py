@@ -1,6 +1,7 @@
 """The one place that refuses a config: before any data are opened and anything is compiled."""
 
 import itertools
+import logging
 
 from ml_collections import ConfigDict
 
@@ -10,6 +11,9 @@ from configs.fields import FIELDS
 from data.facts import tested_size
 from errors import UserError
 from run import determinism
+
+LOG = logging.getLogger("residual")
+SMALL_IMAGE = 64  # pixels; up to here an ImageNet stem leaves the blocks too little to see
 
 
 def check(config: ConfigDict, devices: int) -> None:
@@ -135,4 +139,39 @@ def check_batch_size(name: str, size: int, devices: int, parts: int = 1) -> None
             f"{name}={size} cannot be divided over {devices} device(s)"
             + (f" × {parts} accumulation steps" if parts > 1 else "")
             + f"; the nearest sizes are {expected}."
+        )
+
+
+def warn_of_stem(stem: str, image_shape: tuple[int, int, int]) -> None:
+    """Says when `config.model.stem` leaves little of images of `(height, width, channels)`."""
+    height, width, _ = image_shape
+    if stem != "cifar" and max(height, width) <= SMALL_IMAGE:
+        LOG.warning(
+            "model.stem=%s divides the sides of images by 4 before the first block, and these have "
+            "only %d × %d pixels: accuracy suffers. model.stem=cifar keeps their resolution.",
+            *(stem, height, width),
+        )
+
+
+def warn_of_devices(config: ConfigDict, before: int | None, now: int) -> None:
+    """BN of each device's own images makes the number of devices a part of the training.
+
+    Args:
+      config: of the run.
+      before: devices that it was trained on so far; None for a new run.
+      now: devices that it goes on with.
+    """
+    if before is None or config.model.sync_bn or config.model.frozen_bn:
+        return
+
+    def normalized_together(devices):
+        at_once = config.batch_size // devices // config.optim.accumulate_steps
+        return min(at_once, config.model.bn_group_size or at_once)
+
+    if normalized_together(before) != normalized_together(now):
+        LOG.warning(
+            "This run was trained on %d device(s) and goes on with %d: BN now takes its statistics "
+            "over %d images instead of %d, and the result will differ. model.sync_bn=True, from "
+            "the start of a run, makes it independent of the number of devices.",
+            *(before, now, normalized_together(now), normalized_together(before)),
         )
