@@ -18,7 +18,7 @@ from tests.support.blocks import random_variables, terms
 
 KEY = jax.random.key(0)
 FORMS = {"basic": BasicBlock, "bottleneck": BottleneckBlock}
-DEFAULTS = {"residual": True, "preactivation": False, "variant": "none"}
+DEFAULTS = {"shortcut": "B", "residual": True, "preactivation": False, "variant": "none"}
 DEFAULTS |= {"shortcut_scale": 1.0, "residual_scale": 1.0}
 
 
