@@ -117,7 +117,7 @@ def _list_class(root: Path, directory: Path) -> tuple[dict[str, list[int]], list
         here = Path(directories.pop() if directories else links.pop())  # what is real comes first
         name, status = str(here.relative_to(root)), here.stat() if here.exists() else None
         if status is None or _identity(status) in seen:
-            left_out.append(name)
+            (left_out if status else images).append(name)  # reading a broken link is an error
             continue
         seen.add(_identity(status))
         if not stat.S_ISDIR(status.st_mode):

@@ -119,7 +119,7 @@ def test_masked_files_are_counted_and_named_and_odd_ones_are_seen(forms, form, t
     result = train.train(config, tmp_path)
     assert file_names(result["masked_records"]) == bad
     assert result["masked_images"] == len(bad) and result["images"] == ilsvrc.VALIDATION
-    first, second, final = logs.read_lines(tmp_path / "metrics.jsonl")
+    first, second, _, final = logs.read_lines(tmp_path / "metrics.jsonl")
     for line in (first, second):  # each is one epoch
         assert line["masked_images"] == len(bad) and file_names(line["masked_records"]) == bad
     assert final["masked_records"] == result["masked_records"]

@@ -160,7 +160,6 @@ def test_loops_links_and_pipes_in_a_class_folder(pets, tmp_path, caplog):
     (pets / "train/ant/down").symlink_to(pets / "train/ant/up")
     (pets / "train/ant/up").symlink_to(pets / "train/ant")
     (pets / "train/cat/a-again.jpg").symlink_to(pets / "train/cat/a.jpeg")
-    (pets / "train/cat/gone.jpg").symlink_to(pets / "nowhere.jpg")
     (pets / "elsewhere").mkdir()
     (pets / "elsewhere/e.jpg").write_bytes(b"e")
     (pets / "train/ant/link").symlink_to(pets / "elsewhere")
@@ -172,7 +171,7 @@ def test_loops_links_and_pipes_in_a_class_folder(pets, tmp_path, caplog):
         names = [record.name for record in ilsvrc.records(source)]
         added = {"train/ant/again/e.jpg", "train/Dog/linked.png"}
         assert sorted(names) == sorted([r.name for r in ilsvrc.records(plain)] + [*added])
-        for left_out in ("loop", "deep/up", "a-again.jpg", "gone.jpg", "pipe.jpg", "ant/link"):
+        for left_out in ("loop", "deep/up", "a-again.jpg", "pipe.jpg", "ant/link"):
             assert left_out in caplog.text
         caplog.clear()
 
