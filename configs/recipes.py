@@ -150,10 +150,9 @@ def _goyal(config, *, steps_per_epoch, epochs):
 
 
 def _modern(config, *, batch_size, epochs, warmup_epochs):
-    """What the recipes below have in common: length, warm-up, no Nesterov, BN over a device."""
+    """What the recipes below have in common: length, warm-up, no Nesterov."""
     epoch = IMAGENET_TRAIN_IMAGES / batch_size
     config.update(batch_size=batch_size, num_steps=round(epochs * epoch))
-    config.model.bn_group_size = 0
     config.optim.update(nesterov=False, reference_batch=0, boundaries=())
     config.optim.warmup_steps = round(warmup_epochs * epoch)
 
