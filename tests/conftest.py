@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=2 {UNOPTIMISE
 import collections
 import resource
 import shutil
+import signal
 import subprocess
 
 import jax
@@ -19,6 +20,7 @@ from absl import flags
 from tests.support import fuzzing
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it, and so would what tests start
 
 # grain reads absl's flags, which pytest never parses.
 if not flags.FLAGS.is_parsed():
