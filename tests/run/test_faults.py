@@ -292,7 +292,7 @@ def test_one_skipped_step_is_named_and_counted_and_the_run_goes_on(
     result = train.train(tiny, tmp_path)
     assert np.isfinite(result["loss"]) and result["images"] == 899
     counts = [(line["step"], line.get("skipped_steps")) for line in lines(tmp_path)]
-    assert counts == [(4, None), (8, 1), (12, None), (12, None)]
+    assert counts == [(4, None), (8, 1), (12, None), (12, None), (12, None)]
     assert lines(tmp_path)[1]["first_skipped_step"] == 6
     assert "first step 6: loss nan, gradient norm nan, learning rate 0.1\n" in caplog.text
 
