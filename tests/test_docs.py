@@ -184,7 +184,8 @@ def test_every_flag_and_field_is_known(run):
             assert re.search(known, helps[start]), f"{command}: --{flag}"
     for page in PAGES:
         for field in re.findall(r"`((?:model|optim|augment|data|eval)\.\w+)[`=]", page.read_text()):
-            known = field.endswith(".json") or re.search(rf"--config\.{field}\b", helps["main.py",])
+            a_file = field.endswith((".json", ".safetensors"))
+            known = a_file or re.search(rf"--config\.{field}\b", helps["main.py",])
             assert known, f"{page.name}: {field}"
 
 
