@@ -78,7 +78,7 @@ def test_train_again_change_evaluate(command, data_dir, tmp_path):
     ("arguments", "named"),
     [
         (["--config=configs/digits.py:resnet21"], "6n+2"),
-        (["--config=configs/digits.py", "--config.model.shortcut=D"], "'A', 'B', 'C'"),
+        (["--config=configs/digits.py", "--config.model.shortcut=E"], "'A', 'B', 'C', 'D'"),
         (["--config=configs/digits.py", "--config.model.depht=20"], "depth"),
         (["--config=configs/nothing.py"], "configs/digits.py"),
         (["--config=configs/digits.py:fast"], "'fast'"),
