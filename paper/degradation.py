@@ -1,7 +1,7 @@
 """The degradation experiment: plain against residual networks over depths (section 4.2)."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paper import experiment, numbers, plots
@@ -15,8 +15,6 @@ COMPARED = (
     "all seeds. All runs are reported; no rate, step or seed is chosen afterwards. Test errors "
     "stand beside and decide nothing"
 )
-
-Panels = Sequence[tuple[str, Callable[[str], bool]]]
 
 
 def entries(families: Sequence[str], depths: Sequence[int]) -> list[experiment.Entry]:
