@@ -50,15 +50,14 @@ SMALL = {  # of a program, or of its package
     "paper.identity_mappings": f"{GRID} --depth 8",
     "paper.construction": f"{GRID} --depths 8 14 --learning_rates 0.1",
     "paper": f"{GRID} --depths 8",
-    "analysis.cam": "",
-    "analysis.confusion": "",
+    **dict.fromkeys(("analysis.cam", "analysis.confusion"), "--out={tmp}"),
     "analysis.transfer": """--data={tmp}/photos --steps=2 --batch_size=4 --rates 0.001
         --methods probe --held_out=0.2 --runs={tmp}/{new} --out={tmp}/{new} --field=model.depth=18
         --field=model.width=4 --field=data.image_size=32 --field=eval.resize=32
         --field=eval.batch_size=4 --field=data.test_split=val""",
-    "analysis.gradients": "--runs=1 --images=4",
-    "analysis.invariance": "--max_shift=2 --images=4",
-    "analysis": "--images=4",
+    "analysis.gradients": "--runs=1 --images=4 --out={tmp}",
+    "analysis.invariance": "--max_shift=2 --images=4 --out={tmp}",
+    "analysis": "--images=4 --out={tmp}",
     "prepare_data": "--data_dir={tmp}/{new}",
 }
 NAMES = {  # in the documentation: here
@@ -109,8 +108,11 @@ def run(tmp_path_factory, data_dir):
         "TFDS_DATA_DIR": data_dir,
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
+    results = {path: path.stat().st_mtime_ns for path in (ROOT / "results").iterdir()}
     with ForkedCommands(ROOT, environment, tmp / "output.txt") as run:
         yield run
+    for path in (ROOT / "results").iterdir():
+        assert results.get(path) == path.stat().st_mtime_ns, f"{path}: a command here wrote it"
 
 
 @pytest.fixture(scope="module")
