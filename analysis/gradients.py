@@ -252,7 +252,7 @@ def _plot(scalar, rows):
             deviation = np.std(of_seeds, 0)[:, 1]
             style = {"ls": "--" if state == "initialised" else "-", "color": colours[name]}
             right.errorbar(layers, means, deviation, **style, label=f"{name}, {state}")
-        layers = np.arange(1, max(layers) + 1)
+        layers = np.arange(1, max(curve[0][0] for of in curves.values() for curve in of) + 1)
         right.plot(layers, 2.0**-layers, "k:", lw=1, label="2^−L")
         right.plot(layers, layers**-0.5, "k-.", lw=1, label="1/√L")
         right.set(xlabel="layers L between", ylabel="cosine between two images' gradients")

@@ -183,6 +183,7 @@ def mosaic(images: np.ndarray, side: int) -> np.ndarray:
 def mark_stages(axis: Any, blocks: Sequence[str]) -> None:
     """Draws lines between the stages of `['stage1/block1', …]`, counted from 1; names them."""
     stages = [block.partition("/")[0] for block in blocks]
+    axis.margins(y=0.1)  # room for the names
     for stage in dict.fromkeys(stages):
         first = stages.index(stage) + 1
         if first > 1:

@@ -87,7 +87,10 @@ def count_multiply_adds(model: nn.Module, image_shape: Sequence[int]) -> int:
 
 def count_parameters(model: nn.Module, image_shape: Sequence[int]) -> int:
     """Trained parameters of `model` for images `(height, width, channels)`, as an int."""
-    return sum(row.parameters for row in summary(model, image_shape))
+    looped = model.clone(scan_blocks=True, remat="none")  # 1202 layers are traced as fast as 20
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    made = jax.eval_shape(lambda x: looped.init(jax.random.key(0), x, train=False), image)
+    return sum(p.size for p in jax.tree.leaves(made["params"]))
 
 
 def format_table(rows: Sequence[Row]) -> str:

@@ -10,7 +10,6 @@ The converse is `paper.learning_identity`: how near one block comes that must le
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,26 +53,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--depths={args.depths}: expected a shallow and a deeper network.")
     if any(architecture("cifar", depth).block is not BasicBlock for depth in args.depths):
         raise UserError(f"--depths={args.depths}: expected 6n+2 layers, of basic blocks.")
-    runs, notes, functions, learned = [], [], [], []
+    runs, notes, functions = [], [], []
     for seed in args.seeds:
         for family in FAMILIES:
             of_family, function, more = _of_a_seed(args, family, seed)
             runs += of_family
             functions.append(function)
             notes += more
-            if family == FAMILIES[0]:
-                learned += learning_identity.of_run(opened_run.load(of_family[0]["workdir"]), seed)
     summary = experiment.summarise(runs)
     result.publish(
         args,
         TITLE,
         result.header(args, list(dict.fromkeys(notes)), runs),
-        tables(summary, functions, learned),
-        figures=[draw(args, runs, learned)],
+        tables(summary, functions),
+        figures=[draw(args, runs)],
         remarks=[_remark(args)],
         summary=summary,
         functions=functions,
-        learned=learned,
         runs=runs,
     )
 
@@ -203,13 +199,11 @@ def _applied(run, images, train):
 
 
 def tables(
-    summary: Mapping[str, Any],
-    functions: Sequence[Mapping[str, Any]],
-    learned: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any], functions: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The networks' errors; how far the function is the same; learning the identity."""
+    """The networks' errors, and how far the function is the same."""
     rows = [
-        [name, result.ours(one["train"]), _small(one["loss"]["values"]), result.ours(one)]
+        [name, result.ours(one["train"]), subject.spread(one["loss"]["values"]), result.ours(one)]
         for name, one in summary.items()
     ]
     columns = ["network", "training error (%)", "training loss", "test error (%)"]
@@ -222,34 +216,20 @@ def tables(
     ]
     columns = ["network", "BN's statistics", "largest difference of a logit", "largest logit"]
     listed.append(result.table("Is it the same function before it is trained on?", columns, rows))
-    rows = [
-        [name, rate, _small([o["error"] for o in learned if (o["block"], o["rate"]) == key])]
-        for key in dict.fromkeys((one["block"], one["rate"]) for one in learned)
-        for name, rate in [key]
-    ]
-    columns = ["block", "rate", "|H(x) − x|² / |x|²"]
-    return [*listed, result.table("A block of two 3×3 layers learns H(x) = x", columns, rows)]
+    return listed
 
 
 def _largest(functions, family, mode, key):
     return f"{max(one[mode][key] for one in functions if one['family'] == family):.3g}"
 
 
-def _small(values):
-    """Mean and spread of numbers of any size."""
-    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3g}{spread}"
-
-
-def draw(
-    args: argparse.Namespace, runs: Sequence[dict[str, Any]], learned: Sequence[Mapping]
-) -> str:
-    """Training error over steps, a panel per family; and the error of learning the identity."""
-    number = len(FAMILIES) + 1
+def draw(args: argparse.Namespace, runs: Sequence[dict[str, Any]]) -> str:
+    """Training error over steps, a panel per family that was trained on."""
+    families = args.train_on or FAMILIES[:1]
     figure, axes = plotting.pyplot().subplots(
-        1, number, figsize=(4.6 * number, 3.9), layout="constrained"
+        1, len(families), figsize=(6 * len(families), 4), layout="constrained", squeeze=False
     )
-    for family, axis in zip(FAMILIES, axes, strict=False):
+    for family, axis in zip(families, axes[0], strict=True):
         mine = [run for run in runs if run["name"].startswith(family) and run["curves"]["train"]]
         for colour, name in zip(
             plots.COLOURS, dict.fromkeys(r["name"] for r in mine), strict=False
@@ -258,18 +238,8 @@ def draw(
             axis.plot(*zip(*points, strict=True), color=colour, label=name)
         axis.set(title=f"{family}: augmented training batches", xlabel="step", ylabel="error (%)")
         axis.set_ylim(0, 100)
-    for i, key in enumerate(dict.fromkeys((one["block"], one["rate"]) for one in learned)):
-        curves = [np.array(o["curve"]) for o in learned if (o["block"], o["rate"]) == key]
-        steps, errors = np.mean(curves, 0).T
-        style = "-" if key[1] == learning_identity.RATES[0] else "--"
-        colour = plots.COLOURS[i % len(learning_identity.BLOCKS)]
-        axes[-1].plot(steps, errors, style, color=colour, label=f"{key[0]}, rate {key[1]:g}")
-    axes[-1].set(title="learning H(x) = x", xlabel="step", ylabel="|H(x) − x|² / |x|²")
-    axes[-1].set(xscale="log")
-    axes[-1].set_yscale("symlog", linthresh=1e-5)
-    for axis in axes:
         axis.grid(alpha=0.25)
-        axis.legend(fontsize="x-small")
+        subject.legend_below(axis)
     return plots.save(figure, args.out, "construction")
 
 

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None, name: str = "figure4") -> None:
     result.publish(
         args,
         imagenet_form.title(TITLE, args.dataset),
-        result.header(args, notes, runs, compared=degradation.COMPARED),
+        result.header(args, notes, runs, compared=degradation.compared(args.dataset)),
         [
             *tables(summary, args.dataset == numbers.TABLE2_DATASET),
             *degradation.depth_tables(runs, args.depths, experiment.suffixes(args)),

@@ -144,9 +144,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         markdown += [*_markdown(content, args.results, out, command_of_part), ""]
         body.append(_html(content, name, args.results, command_of_part))
     for name, content in _further(args.results):
+        folder = Path(args.results, name).parent
         titles.append((name, content["title"], True))
-        markdown += [*_markdown(content, args.results, out), ""]
-        body.append(_html(content, name, args.results))
+        markdown += [*_markdown(content, folder, out), ""]
+        body.append(_html(content, name, folder))
     page = files.write_text(Path(out, "report.md"), "\n".join(markdown))
     whole = (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
@@ -180,11 +181,17 @@ def _is_result(content):
 
 
 def _further(folder):
-    """Other results in the folder, of analyses for example: `[(name, content)]`."""
+    """Other results, of analyses for example, and those one folder further: `[(name, content)]`."""
     known = {name for section in sections() for name in section.names}
-    names = sorted(path.stem for path in Path(folder).glob("*.json") if path.stem not in known)
-    contents = [(name, result.read(folder, name)) for name in names]
-    return [(name, content) for name, content in contents if _is_result(content)]
+    paths = [*Path(folder).glob("*.json"), *Path(folder).glob("*/*.json")]
+    names = {path.relative_to(folder).with_suffix("").as_posix() for path in paths} - known
+    found = []
+    for name in sorted(names, key=lambda name: name.split("/")[::-1]):
+        content, (*parents, _) = result.read(folder, name), name.split("/")
+        if _is_result(content):
+            title = ": ".join([*parents, content["title"]])
+            found.append((name, content | {"title": title}))
+    return found
 
 
 def _markdown(content, folder, out, not_run=None):

@@ -20,7 +20,7 @@ def questions(text):
 
 def unfounded(measured, folder):
     """Numbers of a paragraph that stand in none of the results that it links to."""
-    links = re.findall(r"\]\((\.\./results/[\w.]+\.md)\)", measured)
+    links = re.findall(r"\]\((\.\./results/[\w./]+\.md)\)", measured)
     results = " ".join((folder / link).read_text() for link in links)
     shown = re.sub(r"\]\([^)]*\)", "", measured)
     results += results.replace(",", "")

@@ -27,10 +27,18 @@ def test_the_constructed_network_has_the_errors_of_the_shallow_one(tmp_path, dat
     assert by_family["plain"]["testing"]["difference"] == 0
     assert by_family["resnet"]["training"]["difference"] == 0
     assert by_family["plain"]["training"]["difference"] > 0  # the statistics of each batch
-    assert len(content["learned"]) == 6
     assert (tmp_path / "construction.svg").stat().st_size > 1000
     again = published(construction, argv)  # read, and not trained again
     assert again["runs"] == content["runs"]
+
+    del argv[3]  # the shallow network alone, which is finished
+    content = published(learning_identity, argv)
+    assert [row[:3] for row in content["tables"][0]["rows"]] == [
+        ["plain8", name, 0.1] for name, *_ in learning_identity.BLOCKS
+    ]
+    errors = {one["block"]: one["error"] for one in content["learned"]}
+    assert errors["residual, F = 0"] == 0 < errors["plain"]
+    assert (tmp_path / "learning_identity.svg").stat().st_size > 1000
 
 
 def test_a_block_with_a_zero_branch_is_the_identity_from_the_start():

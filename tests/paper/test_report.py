@@ -66,8 +66,14 @@ def test_other_results_have_their_place_at_the_end(tmp_path):
     args = result.parser("lesions", "", room="analysis").parse_args([f"--out={tmp_path}"])
     result.publish(args, "Lesions & more", result.header(args), [result.table("", ["a"], [[1]])])
     (tmp_path / "other.json").write_text("[1]")
+    args.out = str(tmp_path / "deeper")
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper/a.svg").write_text("<svg/>")
+    result.publish(args, "Lesions", result.header(args), [], figures=["a.svg"])
     report.main([f"--results={tmp_path}"])
-    page = (tmp_path / "report.html").read_text()
+    page, markdown = ((tmp_path / name).read_text() for name in ("report.html", "report.md"))
+    assert "<h2>deeper: Lesions</h2>" in page and "data:image/svg+xml" in page
+    assert "deeper/a.svg" in markdown
     assert "<h2>Lesions &amp; more</h2>" in page.partition("id='identity_mappings'")[2]
     assert "python -m analysis.lesions" in page
 

@@ -24,18 +24,12 @@ def test_what_depth_adds():
     runs += [run_of("plain20", 9, 1, 4), run_of("plain56", 9, 1, 4), run_of("resnet20", 8, 1, 2)]
     [table] = degradation.depth_tables(runs, [56, 20])
     assert table["rows"] == [
-        ["plain", "20 → 56", "+2.50", "+0.2500", "+2.00", "1 of 2", "1 of 2"],
-        [
-            "residual",
-            "20 → 56",
-            "-1.00",
-            "-0.1000",
-            "-1.00",
-            "0 of 1",
-            "0 of 1",
-        ],  # one seed of both
+        ["plain", "20 → 56", "+2.50", "+0.2500", "+2.00", *["1 of 2"] * 3],
+        ["residual", "20 → 56", "-1.00", "-0.1000", "-1.00", *["0 of 1"] * 3],  # one seed of both
     ]
     assert degradation.depth_tables(runs, [20]) == []
+    assert degradation.compared("digits").endswith("Test errors stand beside and decide nothing")
+    assert "Test errors of residual networks are compared" in degradation.compared("fashion_mnist")
     names = ["plain20", "resnet20"]
     [on_cifar] = degradation.tables(names, experiment.summarise(runs))
     assert on_cifar["rows"][1][-2:] == [8.75, "-0.75"]  # resnet20: 8 − 8.75
