@@ -5,8 +5,9 @@
 Trains `configs/finetune.py` at each rate, as a linear probe and in full, chooses by held-out
 training images, tests what was chosen, and shows what it confuses (`analysis.confusion`). Each run
 has a workdir of its own under `--runs`; stopped, the command goes on where it was. The rates are
-those of Kornblith et al. (CVPR 2019) for fine-tuning, 7 from 0.0001 to 0.1, evenly on a logarithmic
-scale; for the head alone, which nothing else disturbs, ten times as large.
+those of Chen, Kornblith et al. (SimCLR, ICML 2020, appendix B.8.1) for fine-tuning: 7 from 0.0001
+to 0.1, evenly on a logarithmic scale. They fit their linear classifier by L-BFGS; for the head
+alone, trained here by SGD, ten times these rates are tried, which is a choice made here.
 """
 
 import logging

@@ -1,9 +1,7 @@
 """What a run starts from: random weights, or a weight file whose conventions it takes over."""
 
-import json
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -75,22 +73,23 @@ def claim(folder: Workdir, config: ConfigDict, facts: Facts) -> None:
 def check_labels(config: ConfigDict, facts: Facts) -> bool:
     """Whether the classes of `config.init_from` are those of the data; True where it names none.
 
-    Files of `export.py` name their classes in the JSON beside them.
+    Another program may have other words for the same classes: its names count where they are the
+    data's in another order.
 
     Raises:
       UserError: they are not, and no new head is allowed.
     """
-    path = Path(f"{config.init_from}.json")
-    try:
-        names = list(json.loads(path.read_text(encoding="utf-8"))["label_names"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    import weights
+
+    known = weights.conventions(config.init_from)
+    names = known.label_names
+    if not names or not (known.own or sorted(names) == sorted(facts.label_names)):
         return True
-    changes = differences(
-        {"label_names": names}, {"label_names": list(facts.label_names)}, ("there", "in the data")
-    )
+    there, here = ({"label_names": list(n)} for n in (names, facts.label_names))
+    changes = differences(there, here, ("there", "in the data"))
     if not config.replace_head:
-        what = f"{path}: the weights are of other classes; replace_head=True trains a new head"
-        data_facts.refuse_change(what, changes, config)
+        what = "the weights are of other classes; replace_head=True trains a new head"
+        data_facts.refuse_change(f"{config.init_from}: {what}", changes, config)
     return not changes
 
 

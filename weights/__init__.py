@@ -88,7 +88,7 @@ def _open_torch(path: Path, part: str) -> _File:
         said = huggingface.says(path)
         fit.check_name(path, said.get("architecture", ""))
         known = known.told(said)
-        if known.constants:
+        if known.constants and not known.normalization:
             mean, std = known.constants
             notes.append(
                 f"{path}: trained on pixels minus {mean}, divided by {std}, for which "

@@ -14,14 +14,15 @@ import numpy as np
 
 from errors import UserError
 from weights.pickled import Foreign, foreign_classes
-from weights.torchvision import COUNTERS
+from weights.torchvision import AVERAGES, COUNTERS
 
 # How the names of a first stage begin, in torchvision's way and in Hugging Face's.
 FIRST_STAGE = re.compile(
     r"(?:^|(?<=\.))(?:layer1\.0\.|(?:resnet\.)?encoder\.stages\.0\.layers\.0\.)"
 )
 HEAD_OF_WRAPPERS = ("fc", "head.fc", "classifier", "classifier.1", "head", "cls_head.fc", "linear")
-AVERAGED = {"ema", "swa", "averaged", "teacher"}
+AVERAGED = {"ema", "swa", "averaged", "average", "avg", "shadow", "teacher"}
+WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # of 'model_ema', 'emaModel', 'MODEL_EMA'
 HARMLESS = ("torch.", "numpy.", "collections.", "builtins.", "__builtin__.", "_codecs.", "copyreg.")
 OF_MODULES = ("_parameters", "_buffers", "_modules")  # where a pickled torch module keeps things
 OF_WRAPPERS = ("module", "_orig_mod")  # what names nothing in the path of a network
@@ -35,17 +36,13 @@ class Found(NamedTuple):
       label: where it lies, e.g. 'model_ema' or 'state_dict.model'.
       arrays: name → array, without what wrappers put before the names.
       rest: names beside them that belong to no network.
+      averaged: whether these are averages over training steps.
     """
 
     label: str
     arrays: dict[str, np.ndarray]
-    rest: tuple[str, ...]
-
-    @property
-    def averaged(self) -> bool:
-        """Whether these are averages over training steps."""
-        words = re.split(r"[^a-z0-9]+|_", self.label.lower())
-        return bool(AVERAGED & set(words)) or any(name.endswith("n_averaged") for name in self.rest)
+    rest: tuple[str, ...] = ()
+    averaged: bool = False
 
 
 def state_dict(
@@ -121,7 +118,7 @@ def networks(tree: Any) -> list[Found]:
             found.append(_network(at, arrays, prefix, others, set(starts)))
     if not found and dictionaries:
         at, arrays = max(dictionaries, key=lambda item: len(item[1]))
-        found = [Found(".".join(at), _without_common_start(arrays), ())]
+        found = [Found(".".join(at), _without_common_start(arrays))]
     return found
 
 
@@ -142,8 +139,10 @@ def _network(at, arrays, prefix, others, prefixes):
                 rest = [name for name in rest if name not in (weight, bias)]
                 break
     where = [*at, *(word for word in prefix.split(".") if word)]
-    label = ".".join(word for word in where if word not in OF_WRAPPERS)
-    return Found(label or ".".join(where), own, tuple(rest))
+    label = ".".join(word for word in where if word not in OF_WRAPPERS) or ".".join(where)
+    counters = [name.removesuffix(AVERAGES) for name in rest if name.endswith(AVERAGES)]
+    averaged = AVERAGED & {word.lower() for word in WORD.findall(label)}
+    return Found(label, own, tuple(rest), bool(averaged) or prefix.startswith(tuple(counters)))
 
 
 def _dictionaries(tree: Any, at: tuple[str, ...], seen: Any = None) -> Iterator[tuple]:

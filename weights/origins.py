@@ -50,8 +50,9 @@ class Conventions(NamedTuple):
     Attributes:
       downsample_in, stem_pool: the fields of `config.model` that the weights were trained with.
       normalization: the constants that images were normalised with, by `config.data`'s name.
-      constants: `(mean, std)` in pixel values, where they have no such name.
+      constants: `(mean, std)` in pixel values, where the file says them.
       label_names: of the classes.
+      own: whether `export.py` wrote the file, so that label_names are those of the data.
       image_size, resize: side of the central crop, and the shorter side before it.
     """
 
@@ -60,6 +61,7 @@ class Conventions(NamedTuple):
     normalization: str | None = None
     constants: tuple[Any, Any] | None = None
     label_names: tuple[str, ...] | None = None
+    own: bool = False
     image_size: int | None = None
     resize: int | None = None
 
@@ -69,9 +71,8 @@ class Conventions(NamedTuple):
         if "mean" not in said:
             return known
         constants = (tuple(said["mean"]), tuple(said["std"]))
-        if constants == IMAGENET_PIXELS:
-            return known._replace(normalization="imagenet")
-        return known._replace(normalization=None, constants=constants)
+        name = "imagenet" if constants == IMAGENET_PIXELS else None
+        return known._replace(normalization=name, constants=constants)
 
     def notes(self, model_config: Mapping[str, Any]) -> list[str]:
         """Sentences about what the weights were trained with and `config.model` may differ in."""
@@ -119,7 +120,7 @@ class Conventions(NamedTuple):
             size, resize = (CIFAR_SIZE, CIFAR_SIZE) if small else (IMAGE_SIZE, RESIZE)
         normalization: Any = self.normalization or self.constants
         imagenet = num_classes == 1000 and model.get("stem") != "cifar"
-        if not normalization or not (imagenet or self.label_names or self.constants):
+        if not self.constants and not (normalization and imagenet):
             normalization = normalization or "imagenet"
             assumed.append("normalisation")
         if channels != 3 and (channels != 1 or not self.constants):
@@ -178,6 +179,7 @@ def exported(path: Path, metadata: Mapping[str, str]) -> tuple[Conventions, dict
             known = known._replace(
                 constants=(constants["mean"], constants["std"]),
                 label_names=tuple(said["label_names"]),
+                own=True,
                 image_size=said.get("image_shape", said["input"]["shape"][1:])[0],
                 resize=said.get("resize"),
             )

@@ -27,7 +27,8 @@ POOLED = {"shortcut_conv": "downsample.1", "bn_shortcut": "downsample.2"}  # beh
 STATISTICS = {"mean": "running_mean", "var": "running_var"}
 STATISTICS_FROM_TORCH = {theirs: ours for ours, theirs in STATISTICS.items()}
 COUNTER = "num_batches_tracked"
-COUNTERS = (COUNTER, "n_averaged")  # of batches, and of averaged steps
+AVERAGES = "n_averaged"  # beside what torch.optim.swa_utils.AveragedModel averages
+COUNTERS = (COUNTER, AVERAGES)
 KEY = re.compile(r"(?:layer(\d+)\.(\d+)\.)?(.+)\.(weight|bias|running_mean|running_var)")
 
 

@@ -95,6 +95,8 @@ def test_a_head_beside_the_backbone_is_taken():
         {"state_dict": prefixed(RAW, "net.") | prefixed(AVERAGED, "ema_net.module.")},
         prefixed(AVERAGED, "module.") | {"n_averaged": np.ones(())},
         {"swa": prefixed(AVERAGED, "module."), "net": RAW},
+        {"model": RAW, "emaModel": AVERAGED},
+        prefixed(RAW, "model.") | prefixed(AVERAGED, "m2.module.") | {"m2.n_averaged": np.ones(())},
     ],
 )
 def test_averaged_weights_are_known_by_their_names(tree):

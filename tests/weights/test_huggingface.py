@@ -10,10 +10,14 @@ import pytest
 
 import models
 import weights
+from configs import base
+from data.facts import Facts
+from data.normalization import CONSTANTS
 from errors import UserError
 from tests.support import peer_reference, reference_weights
 from tests.support.reference_weights import write_safetensors
 from tests.weights.test_door import CIFAR, abstract
+from training.start import check_labels
 from weights import huggingface
 from weights.torchvision import to_torch
 
@@ -70,6 +74,18 @@ def test_a_folder_is_enough(tmp_path):
     found, notes = agrees(folder_of(tmp_path / "basic"), "basic")
     assert notes == [] and found.label_names == tuple(LABELS.values())
     assert found.model["depth"] == 18 and found.normalization == "imagenet"
+
+
+def test_its_class_names_count_where_they_are_the_datas(tmp_path):
+    config = base.base()
+    config.init_from = str(folder_of(tmp_path / "basic"))
+    names = tuple(LABELS.values())
+    facts = Facts("folder:x", names, (32, 32, 3), CONSTANTS["imagenet"], 4)
+    assert check_labels(config, facts)
+    with pytest.raises(UserError, match=r"label_names.0.*there.*in the data"):
+        check_labels(config, facts._replace(label_names=names[::-1]))
+    assert check_labels(config, facts._replace(label_names=("n01440764",) * len(names)))
+    assert weights.describe(config.init_from).assumed == ("normalisation",)
 
 
 @pytest.mark.slow
