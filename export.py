@@ -121,7 +121,7 @@ def export(network: OpenedRun, kind: str, path: str | os.PathLike) -> None:
     if kind == "onnx":
         raise UserError(NO_ONNX)
     description = json.dumps(describe(network), indent=2)
-    path = Path(path)
+    path = files.at(path)
     if kind == "huggingface":
         _write_huggingface(network, path)
     elif kind == "safetensors":
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None) -> None:
     flags = parser.parse_args(argv)
     if flags.weights and not flags.output:
         raise UsageError("--weights=… has no workdir to write into; say where, with --output=…")
-    path = Path(flags.output or Workdir(flags.workdir).export / f"model.{flags.format}")
+    path = files.at(flags.output or Workdir(flags.workdir).export / f"model.{flags.format}")
     if flags.weights:
         network, said = weights_alone(flags.weights)
         print(command.printable(said))

@@ -72,12 +72,10 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
       UserError: a folder has no image in it.
     """
     found: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(files.at, paths):
         images = [path]
         if path.is_dir():
-            images = sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-            )
+            images = sorted(p for p in files.below(path) if p.suffix.lower() in SUFFIXES)
         if not images:
             raise UserError(f"{path}: no images in this folder; expected {', '.join(SUFFIXES)}.")
         found += images
@@ -125,9 +123,10 @@ def predict(
 
     def read(path: str | os.PathLike) -> tuple[np.ndarray | None, str]:
         try:
-            if Path(path).exists() and not Path(path).is_file():
+            file = files.at(path)
+            if file.exists() and not file.is_file():
                 return None, "is no regular file"  # a pipe would be waited for
-            return preprocess(Path(path).read_bytes(), network.config, shape), ""
+            return preprocess(file.read_bytes(), network.config, shape), ""
         except (OSError, DecodeError) as error:
             return None, str(error)
 
@@ -140,7 +139,7 @@ def predict(
                 batch[i] = 0 if image is None else image
             results = map(np.asarray, score(*constants, batch))
             for path, image, error, *values in zip(part, images, errors, *results, strict=False):
-                yield Prediction(Path(path), image, error, *values)
+                yield Prediction(files.at(path), image, error, *values)
 
 
 @functools.lru_cache(maxsize=8)
@@ -248,7 +247,7 @@ def main(argv: Sequence[str] | None) -> int:
         print(command.printable(said), file=sys.stderr if flags.json else sys.stdout)
     else:
         network = load(flags.workdir, which=flags.which)
-    cam_dir = Path(flags.cam_dir or Workdir(flags.workdir).cam)
+    cam_dir = files.at(flags.cam_dir or Workdir(flags.workdir).cam)
     entries, failed = [], 0
     predictions = predict(
         network, paths, top_k=flags.top_k, batch_size=flags.batch_size, with_maps=flags.cam

@@ -264,12 +264,22 @@ def report(name: str, where: object, found: Mapping[str, int], data_dir: Path) -
     return "\n".join(lines)
 
 
+def _refuse_buckets(*folders: Path | None) -> None:
+    for folder in folders:
+        if folder and files.is_remote(folder):
+            raise UserError(
+                f"{folder}: TFDS's builders and array_record read and write files of this machine "
+                "only. Prepare in a folder of it, then copy the result to the bucket (which can "
+                "hold NAME.npz of a small set, and sets prepared as TFRecord)."
+            )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = command.Parser("python prepare_data.py", __doc__)
     parser.add_argument("name", help=", ".join(DATA_SETS))
     source_help = "directory of the archives (with --convert: of the TFRecord files)"
-    parser.add_argument("--from", dest="source", type=Path, metavar="DIR", help=source_help)
+    parser.add_argument("--from", dest="source", type=files.at, metavar="DIR", help=source_help)
     parser.add_argument("--data_dir", default="", help="where to write; default: TFDS's")
     convert_help = "convert a set that is prepared as TFRecord to array_record"
     parser.add_argument("--convert", action="store_true", help=convert_help)
@@ -277,6 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data_dir = index_cache.data_directory(options.data_dir).absolute()
     source = options.source.expanduser().absolute() if options.source else None
     if options.convert:
+        _refuse_buckets(source, data_dir)
         if source is None:
             raise UserError("--convert needs --from DIR, where the TFRecord files lie")
         builder = convert(options.name, source, data_dir)
@@ -284,6 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(report(options.name, *made, data_dir))
         return
     else:
+        _refuse_buckets(source, data_dir)
         builder = prepare(options.name, source, data_dir)
         if options.name in small_sets.NAMES:
             small_sets.pack(options.name, str(data_dir))

@@ -16,7 +16,6 @@ import functools
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -35,7 +34,7 @@ from errors import UserError
 from models.activation_map import class_activation_map
 from models.ops.pool import max_pool_3x3
 from predict import find_images, overlay, preprocess, save_picture
-from run import command, plotting, result
+from run import command, files, plotting, result
 from testing.opened_run import weights_alone
 
 BOX_THRESHOLD = 0.2  # of the maximum; Zhou et al., section 3.2
@@ -275,7 +274,7 @@ def _score(run, endpoint, top_k, variables, images):
 
 def _read(path, run):
     try:
-        return preprocess(Path(path).read_bytes(), run.config, run.facts.image_shape)
+        return preprocess(files.at(path).read_bytes(), run.config, run.facts.image_shape)
     except (OSError, DecodeError) as error:
         raise UserError(f"{path}: not a readable image ({error}); expected e.g. a JPEG.") from error
 
@@ -291,8 +290,8 @@ def _draw(path, image, activation_map, label, facts, out, rank):
         outline="white",
         width=2,
     )
-    folder, ending = Path(out) / "cam", f".{rank + 1}.png"
-    target = save_picture(picture, Path(path), folder, ending, "choose another --out")
+    folder, ending = files.at(out) / "cam", f".{rank + 1}.png"
+    target = save_picture(picture, files.at(path), folder, ending, "choose another --out")
     names = readable(facts.label_names)
     return {
         "image": str(path),

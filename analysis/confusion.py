@@ -100,7 +100,7 @@ def training_counts(config: Any, label_names: Sequence[str]) -> list[int] | None
     """Training images of each class of an image folder, before any are held out; else None."""
     if not config.dataset.startswith(FOLDER):
         return None
-    root = Path(config.dataset.removeprefix(FOLDER))
+    root = files.at(config.dataset.removeprefix(FOLDER))
     classes = scan(root, config.data.train_split, config.data_dir)
     return [len(classes.get(name, ())) for name in label_names]
 
@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = subject.parser("confusion", __doc__, several=False)
     parser.add_argument("--split", choices=subject.SPLITS, default="test", help="images to test")
     args: argparse.Namespace = parser.parse_args(argv)
-    [run], folder = subject.open_workdirs(args), Path(args.out)
+    [run], folder = subject.open_workdirs(args), files.at(args.out)
     found = report(run, args.split, folder)
     for name, trained, tested, share, mistake in found["classes"]:
         of = "" if trained is None else f", {trained} to train on"

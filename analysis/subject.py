@@ -3,7 +3,6 @@
 import argparse
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 
 import input_pipeline
 from errors import UserError
-from run import command, plotting, result
+from run import command, files, plotting, result
 from run.mesh import make_mesh
 from run.workdir import Workdir
 from testing import opened_run
@@ -141,7 +140,7 @@ def publish(
     seeds = [{"seed": run.config.seed} for run in runs]
     args.dataset = ", ".join(dict.fromkeys(run.config.dataset for run in runs))
     if figure:
-        path = Path(args.out, f"{args.name}.svg")
+        path = files.at(args.out, f"{args.name}.svg")
         plotting.save(figure, path.with_suffix(".png"), dpi=120, bbox_inches="tight")
         plotting.save(figure, path, metadata={"Date": None}, bbox_inches="tight")
         figures = [path.name, *figures]

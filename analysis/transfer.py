@@ -23,7 +23,7 @@ import input_pipeline
 import train
 from analysis import confusion
 from configs import command_line, finetune
-from run import command, logs, result
+from run import command, files, logs, result
 from run.mesh import make_mesh
 from run.workdir import Workdir, digest
 from testing import opened_run
@@ -65,7 +65,7 @@ def configure(args: Any, method: str, rate: float, held_out: int = 0) -> ConfigD
 def attempt(config: ConfigDict, method: str, runs: str) -> Tried:
     """Trains one run, or reads it when it is finished; a NaN is a result, too."""
     rate = config.optim.learning_rate
-    workdir = Path(runs, f"{method}-{rate:g}-{digest(config)}")
+    workdir = files.at(runs, f"{method}-{rate:g}-{digest(config)}")
     try:
         test = 100 * train.train(config, str(workdir))["top1_error"]
     except train.Diverged as error:
@@ -125,7 +125,7 @@ def publish(args: Any, tried: Sequence[Tried], trained: int, held_out: int) -> N
     remarks = [f"{args.steps} steps each, {trained} training images; chosen by {held_out} others."]
     details: dict[str, Any] = {}
     if best:
-        found = confusion.report(opened_run.load(str(best.workdir)), "test", Path(args.out))
+        found = confusion.report(opened_run.load(str(best.workdir)), "test", files.at(args.out))
         columns = ("class", "training images", "tested", "right (%)", "most often taken for")
         tables.append(result.table("Classes of the chosen run", columns, found["classes"]))
         remarks.append(found["summary"])

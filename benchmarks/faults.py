@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from benchmarks.runs import Folder, Run, differences, last_state, last_step, pair
 from run import command, files, logs, processes
-from run.checkpoint import UNFINISHED, Checkpoints
+from run.checkpoint import Checkpoints
+from run.whole_folders import UNFINISHED
 from run.workdir import Workdir
 
 FAILURES = ("lost", "unreadable", "different", "different from 1 × 2", "cause not named")

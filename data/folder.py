@@ -4,12 +4,14 @@ import os
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any, cast
 
 from absl import logging
 
 from data import index_cache
 from errors import UserError
+from run.files import is_remote
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Names under which users know the same split.
@@ -47,6 +49,8 @@ def scan(root: Path, split: str, data_dir: str) -> dict[str, list[str]]:
       UserError: no such split, or no images in it.
     """
     directory = split_directory(root, split)
+    if is_remote(root):
+        return _in_bucket(directory)
     index = index_cache.cached(
         index_cache.places(root, directory.name, data_dir),
         lambda index: _is_current(root, index),
@@ -57,12 +61,28 @@ def scan(root: Path, split: str, data_dir: str) -> dict[str, list[str]]:
             "%s: %d entries are no regular files, or were listed before, and are left out: %s",
             *(directory, len(index["left_out"]), index["left_out"][:10]),
         )
-    if not any(index["classes"].values()):
+    return _some(directory, index["classes"])
+
+
+def _some(directory: Path, classes: dict[str, list[str]]) -> dict[str, list[str]]:
+    if not any(classes.values()):
         raise UserError(
             f"{directory} holds no images; expected {directory}/<class>/* with the extensions "
             + ", ".join(EXTENSIONS)
         )
-    return index["classes"]
+    return classes
+
+
+def _in_bucket(directory: Path) -> dict[str, list[str]]:
+    """What `scan` returns. No folder there says when it has changed: listed anew each time."""
+    classes: dict[str, list[str]] = {}
+    for path in map(PurePath, cast(Any, directory).sizes()):
+        if len(path.parts) > 1 and path.parts[0][0] != ".":
+            images = classes.setdefault(path.parts[0], [])
+            if _is_image(path.name):
+                images.append(f"{directory.name}/{path}")
+    found = {name: sorted(classes[name], key=os.path.split) for name in sorted(classes)}
+    return _some(directory, found)
 
 
 def _is_current(root: Path, index: dict) -> bool:

@@ -13,7 +13,7 @@ from run import files
 def data_directory(data_dir: str) -> Path:
     """The directory of prepared data sets; '' means TFDS's default."""
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    return Path(data_dir or default).expanduser()
+    return files.at(data_dir or default).expanduser()
 
 
 def places(root: Path, name: str, data_dir: str) -> list[Path]:

@@ -6,7 +6,6 @@ only NumPy where it is copied to.
 """
 
 import contextlib
-import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,7 +95,7 @@ def read(path: Path, name: str) -> dict[str, Images]:
       UserError: it is not such a file, or a damaged one; OSError: it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays["name"]) != name:
                 raise ValueError(f"it holds {arrays['name']}")
             names = tuple(map(str, arrays[_LABEL_NAMES]))
@@ -130,7 +129,7 @@ def pack(name: str, data_dir: str = "", source: Path | None = None) -> dict[str,
         whole = read(source, name)
         if source.resolve() != path.resolve():
             with files.explained(path), files.whole(path) as temporary:
-                shutil.copyfile(source, temporary)
+                temporary.write_bytes(source.read_bytes())
         return whole
     whole = _decoded(name, data_dir)
     with contextlib.suppress(OSError):  # a read-only or full disk: decode again next time

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from absl import logging
 from google.protobuf import json_format, message
@@ -17,6 +17,7 @@ from google.protobuf import json_format, message
 from data import folder, index_cache, splits
 from data.decode import DecodeError
 from errors import UserError, first_line
+from run import files
 
 if typing.TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetInfo
@@ -66,7 +67,7 @@ def open_source(dataset: str, split: str, data_dir: str) -> Source:
     """
     kind, _, name = dataset.partition(":")
     if kind == "folder" and name:
-        return FolderSource(Path(name).expanduser(), split, data_dir)
+        return FolderSource(files.at(name).expanduser(), split, data_dir)
     if kind == "tfds" and name:
         return TfdsSource(name, split, data_dir)
     raise UserError(f"dataset {dataset!r}: expected 'tfds:NAME' or 'folder:PATH'")
@@ -105,7 +106,13 @@ class FolderSource:
     @functools.cached_property
     def digest(self) -> str:
         """See `Source`."""
-        sizes = _sizes([f"{self._root}/{path}" for path in self._paths])
+        if files.is_remote(self._root):
+            splits = {path.partition("/")[0] for path in self._paths}
+            below = {split: cast(Any, self._root / split).sizes() for split in splits}
+            parts = (path.partition("/") for path in self._paths)
+            sizes = [below[split].get(path, -1) for split, _, path in parts]
+        else:
+            sizes = _sizes([f"{self._root}/{path}" for path in self._paths])
         listing = zip(self._paths, self._labels, sizes, strict=True)
         return _digest(f"{path}\0{label}\0{size}" for path, label, size in listing)
 
@@ -117,14 +124,15 @@ class FolderSource:
             raise DecodeError(f"cannot be read: {error}", path) from error
 
 
-def _sizes(paths: Sequence[str]) -> list[int]:
+def _sizes(paths: Sequence[str | Path]) -> list[int]:
     """Bytes of each file; −1 for what is not there."""
 
     def sizes(start: int) -> list[int]:
         found = []
         for path in paths[start : start + 1000]:
             try:
-                found.append(os.stat(path).st_size)
+                status = os.stat(path) if isinstance(path, str) else path.stat()
+                found.append(status.st_size)
             except OSError:
                 found.append(-1)
         return found
@@ -152,7 +160,7 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         info = _prepared_info(name, data_dir)
-        self.directory = Path(info.data_dir)
+        self.directory = files.at(info.data_dir)
         self._features = info.features
         self._image, self._label, self._name = _feature_names(name, info.features)
         self.label_names = tuple(info.features[self._label].names)
@@ -163,11 +171,17 @@ class TfdsSource:
         except (KeyError, ValueError, AssertionError) as error:
             known = sorted(info.splits)
             raise UserError(f"tfds:{name}: split {split!r}: {error}; splits: {known}") from error
-        self._pieces = [(Path(piece.filename), piece.skip, piece.take) for piece in pieces]
+        self._pieces = [(files.at(piece.filename), piece.skip, piece.take) for piece in pieces]
         if info.file_format.value == "tfrecord":
             from data import tfrecord
 
             self._records = tfrecord.TfRecords(self._pieces, data_dir)
+        elif files.is_remote(self.directory):
+            raise UserError(
+                f"tfds:{name}: array_record cannot read {self.directory}, only files of this "
+                "machine. Copy the set into a local --config.data_dir, mount the bucket, or put it "
+                "there as TFRecord, which is read from a bucket."
+            )
         else:
             from array_record.python import array_record_data_source
 
@@ -176,7 +190,7 @@ class TfdsSource:
     @functools.cached_property
     def digest(self) -> str:
         """See `Source`."""
-        sizes = _sizes([str(path) for path, _, _ in self._pieces])
+        sizes = _sizes([path for path, _, _ in self._pieces])
         return _digest(
             f"{path.name}\0{skip}\0{take}\0{size}"
             for (path, skip, take), size in zip(self._pieces, sizes, strict=True)
@@ -221,7 +235,7 @@ def _prepared_info(name: str, data_dir: str) -> "DatasetInfo":
 
     directory = index_cache.data_directory(data_dir)
     with builder_errors(name, directory):
-        builder = tfds.builder(name, data_dir=directory)
+        builder = tfds.builder(name, data_dir=os.fspath(directory))
     info = builder.info
     formats = {str(getattr(f, "value", f)): f for f in info.available_file_formats() if f}
     if not info.splits:

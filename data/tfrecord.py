@@ -6,12 +6,11 @@ data (uint32), all little-endian. Both checksums are verified wherever a record 
 
 import hashlib
 import json
-import os
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -25,6 +24,8 @@ from run import files
 _HEADER = struct.Struct("<QI")
 _FOOTER_BYTES = 4
 _VERSION = 1
+_AHEAD = 2**24  # bytes of a bucket that come at once where a whole file is read
+Reader = Callable[[int, int], bytes]  # see `run.files.reader`
 
 
 class RecordError(UserError):
@@ -36,9 +37,9 @@ def _masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _length(file: BinaryIO, path: Path, offset: int) -> int:
+def _length(read: Reader, path: Path, offset: int) -> int:
     """Length of the record at `offset`."""
-    header = os.pread(file.fileno(), _HEADER.size, offset)
+    header = read(offset, _HEADER.size)
     if len(header) < _HEADER.size:
         raise RecordError(f"{path}: truncated at byte {offset:,}; copy the file again")
     length, crc = _HEADER.unpack(header)
@@ -48,10 +49,10 @@ def _length(file: BinaryIO, path: Path, offset: int) -> int:
     return length
 
 
-def _read(file: BinaryIO, path: Path, offset: int) -> bytes:
+def _read(read: Reader, path: Path, offset: int) -> bytes:
     """The record at `offset`."""
-    length = _length(file, path, offset)
-    body = os.pread(file.fileno(), length + _FOOTER_BYTES, offset + _HEADER.size)
+    length = _length(read, path, offset)
+    body = read(offset + _HEADER.size, length + _FOOTER_BYTES)
     if len(body) < length + _FOOTER_BYTES:
         raise RecordError(f"{path}: truncated in the record at byte {offset:,}; copy it again")
     data = body[:length]
@@ -66,9 +67,9 @@ def read_records(path: Path) -> Iterator[bytes]:
     Raises:
       RecordError: a checksum does not match, or the file is truncated.
     """
-    with open(path, "rb") as file:
+    with files.reader(path, _AHEAD) as read:
         for offset in record_offsets(path):
-            yield _read(file, path, offset)
+            yield _read(read, path, offset)
 
 
 def record_offsets(path: Path) -> list[int]:
@@ -78,9 +79,9 @@ def record_offsets(path: Path) -> list[int]:
       RecordError: see `read_records`; the records' own checksums are not looked at.
     """
     size, offset, offsets = path.stat().st_size, 0, []
-    with open(path, "rb") as file:
+    with files.reader(path, _AHEAD) as read:
         while offset < size:
-            length = _length(file, path, offset)
+            length = _length(read, path, offset)
             offsets.append(offset)
             offset += _HEADER.size + length + _FOOTER_BYTES
     if offset != size:
@@ -120,8 +121,8 @@ class TfRecords:
     def __getitem__(self, index: int) -> bytes:
         piece = int(np.searchsorted(self._ends, index, side="right"))
         path, offsets = self._pieces[piece]
-        with open(path, "rb") as file:
-            return _read(file, path, int(offsets[index - self._ends[piece]]))
+        with files.reader(path) as read:
+            return _read(read, path, int(offsets[index - self._ends[piece]]))
 
 
 def _offsets(paths: Sequence[Path], data_dir: str) -> dict[str, list[int]]:

@@ -10,7 +10,6 @@ import argparse
 import logging
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import train
 from configs import cifar10, cifar100, digits, fashion_mnist, mnist_5k, recipes
 from configs.fields import FIELDS
 from errors import UserError
-from run import command, logs, result
+from run import command, files, logs, result
 from run.workdir import Workdir, digest
 
 LOG = logging.getLogger("residual")
@@ -281,7 +280,7 @@ def workdir_of(config: ConfigDict, runs: str) -> str:
     """The folder of a run below `runs`: data set, network, seed and the digest of the config."""
     dataset = "".join(c if c.isalnum() else "_" for c in config.dataset)
     network = f"{'resnet' if config.model.residual else 'plain'}{config.model.depth}"
-    return str(Path(runs, dataset, f"{network}-seed{config.seed}-{digest(config)}"))
+    return str(files.at(runs, dataset, f"{network}-seed{config.seed}-{digest(config)}"))
 
 
 def curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[list[float]]]:

@@ -2,10 +2,9 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from run import plotting
+from run import files, plotting
 
 COLOURS = ("#c8a000", "#00a0c8", "#c03030", "#303030", "#7a3fa0", "#2e8b57")
 CAPTION = (
@@ -20,7 +19,7 @@ GREY = "#777777"
 
 def save(figure: Any, out: str, name: str) -> str:
     """Writes `<out>/<name>.svg` and returns its file name."""
-    path = Path(out, f"{name}.svg")
+    path = files.at(out, f"{name}.svg")
     return plotting.save(figure, path, metadata={"Date": None}, bbox_inches="tight").name
 
 

@@ -144,11 +144,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         markdown += [*_markdown(content, args.results, out, command_of_part), ""]
         body.append(_html(content, name, args.results, command_of_part))
     for name, content in _further(args.results):
-        folder = Path(args.results, name).parent
+        folder = files.at(args.results, name).parent
         titles.append((name, content["title"], True))
         markdown += [*_markdown(content, folder, out), ""]
         body.append(_html(content, name, folder))
-    page = files.write_text(Path(out, "report.md"), "\n".join(markdown))
+    page = files.write_text(files.at(out, "report.md"), "\n".join(markdown))
     whole = (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         + "\n".join([_contents(titles), *body])
         + "\n</body></html>\n"
     )
-    html_page = files.write_text(Path(out, "report.html"), whole)
+    html_page = files.write_text(files.at(out, "report.html"), whole)
     print(f"{page}, {html_page}: {counts[0]} parts run, {counts[1]} not run.")
 
 
@@ -169,8 +169,8 @@ def _found(folder, names):
             continue
         if not _is_result(content):
             raise UserError(
-                f"{Path(folder) / name}.json: not a result of `python -m paper.{name}`; expected "
-                f"{', '.join(sorted(FIELDS))}. Delete it and run the command again."
+                f"{files.at(folder, name)}.json: not a result of `python -m paper.{name}`; "
+                f"expected {', '.join(sorted(FIELDS))}. Delete it and run the command again."
             )
         return name, content
     return names[0], None
@@ -183,8 +183,9 @@ def _is_result(content):
 def _further(folder):
     """Other results, of analyses for example, and those one folder further: `[(name, content)]`."""
     known = {name for section in sections() for name in section.names}
-    paths = [*Path(folder).glob("*.json"), *Path(folder).glob("*/*.json")]
-    names = {path.relative_to(folder).with_suffix("").as_posix() for path in paths} - known
+    root = files.at(folder)
+    paths = [*root.glob("*.json"), *root.glob("*/*.json")]
+    names = {path.relative_to(root).with_suffix("").as_posix() for path in paths} - known
     found = []
     for name in sorted(names, key=lambda name: name.split("/")[::-1]):
         content, (*parents, _) = result.read(folder, name), name.split("/")
@@ -195,7 +196,7 @@ def _further(folder):
 
 
 def _markdown(content, folder, out, not_run=None):
-    links = [os.path.relpath(Path(folder, figure), out) for figure in content["figures"]]
+    links = [os.path.relpath(files.at(folder, figure), out) for figure in content["figures"]]
     if not_run is None:
         return result.markdown(content | {"figures": links}, level=2)
     return [*result.markdown_body(content, level=2), f"**not run**; for example: `{not_run}`"]
@@ -216,7 +217,7 @@ def _html(content, name, folder, not_run=None):
             parts.append(f"<h3>{html.escape(table['heading'])}</h3>")
         parts.append(_html_table(table))
     for figure in content["figures"]:
-        parts.append(f"<figure>{embedded.picture(Path(folder) / figure)}</figure>")
+        parts.append(f"<figure>{embedded.picture(files.at(folder) / figure)}</figure>")
     parts += [f"<p>{html.escape(remark)}</p>" for remark in content["remarks"]]
     if not_run is None:
         items = []

@@ -4,15 +4,16 @@ A step's folder holds the train state (`run.packing`) and, committed with it in 
 its step, its run and the CRC-32 of every array. A checkpoint counts as good only when all of that
 has been read back and matches; an older one is deleted only after a newer one has passed that test.
 Of several processes the first alone touches the folder; what it reads goes to the others over the
-network.
+network. Orbax writes and reads on this machine; a bucket gets and gives copies.
 """
 
 import contextlib
 import json
 import logging
-import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from errors import UserError, first_line
-from run import files, packing, processes
+from run import files, packing, processes, whole_folders
 from run.mesh import to_host
 from run.workdir import Workdir
 
 LOG = logging.getLogger("residual")
 LOCK_FILE = ".lock"
 VALIDATION_FILE = "validation_errors.json"
-UNFINISHED = ".orbax-checkpoint-tmp*"  # what a kill during a save leaves behind
-DELETING = "deleting-"  # and during a deletion
 FULL = ("RESOURCE_EXHAUSTED", "No space left", "Disk quota exceeded")  # what a full disk says
 
 
@@ -81,10 +80,15 @@ class Checkpoints:
         self._verified: set[int] = set()
         self._written: int | None = None  # the step of the last save, until it has been read back
         self._lock = contextlib.ExitStack()
+        self._saves_in = self._directory
+        self._uploaded: Future | None = None  # into a bucket
         if not read_only:
             processes.on_first(self._take_lock)
         if jax.process_index() > 0:
             return
+        if files.is_remote(self._directory) and not read_only:
+            self._saves_in = Path(self._lock.enter_context(tempfile.TemporaryDirectory()))
+            self._uploads = self._lock.enter_context(ThreadPoolExecutor(1))
         self._hook = sys.unraisablehook
         sys.unraisablehook = self._without_closed_loops
         logging.getLogger("absl").addFilter(_is_not_raised_too)
@@ -114,18 +118,23 @@ class Checkpoints:
                 self._record(step, validation_error)
             if step in self.steps():
                 return
-            for leftover in self._directory.glob(f"{step}{UNFINISHED}"):
-                shutil.rmtree(leftover)
+            whole_folders.remove_leftovers(self._directory)
             packed, table = packing.pack(flatten(to_host(tree)))
             facts = {"step": step, "run": self._workdir.run, "arrays": table}
             self._written = step
             self._orbax.save(
-                self._directory / str(step),
+                self._saves_in / str(step),
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(packed),
                     facts=ocp.args.JsonSave(json.loads(files.sealed(facts))),
                 ),
             )
+            if self._saves_in != self._directory:
+                self._uploaded = self._uploads.submit(self._upload, step)
+
+    def _upload(self, step):
+        self._orbax.wait_until_finished()
+        whole_folders.upload(self._saves_in / str(step), self._directory / str(step))
 
     def wait(self) -> None:
         """Blocks until the last save is committed, reads it back and deletes what is too old.
@@ -137,7 +146,7 @@ class Checkpoints:
             return
         step, self._written = self._written, None
         with self._storage_errors():
-            self._orbax.wait_until_finished()
+            self._uploaded.result() if self._uploaded else self._orbax.wait_until_finished()
         try:
             self._read(step)
         except Exception as error:  # damage shows as almost any exception
@@ -228,6 +237,8 @@ class Checkpoints:
         for step in steps[::-1]:
             try:
                 arrays = self._read(step)
+            except UserError:  # the bucket cannot be reached, which is no damage
+                raise
             except Exception as error:  # damage shows as almost any exception
                 problems.append(f"{self._directory / str(step)}: {first_line(error)}")
                 LOG.warning("Checkpoint %s is damaged and passed over.", problems[-1])
@@ -252,24 +263,28 @@ class Checkpoints:
 
     def _read(self, step):
         """The arrays of a checkpoint by name; raises unless step, run and checksums match."""
-        facts = self._restored(step, facts=ocp.args.JsonRestore())["facts"]
-        facts, had_checksum = files.unsealed(json.dumps(facts))
-        table = facts["arrays"] if had_checksum else None  # older code packed and sealed nothing
-        template = packing.templates(table) if table else None
-        state = self._restored(step, state=ocp.args.StandardRestore(template))["state"]
-        arrays = {name: np.asarray(array) for name, array in state.items()}
-        if table:
-            arrays = packing.unpack(arrays, table)
-        checksums = {n: crc for n, (*_, crc) in table.items()} if table else facts["digests"]
-        packing.verify(arrays, checksums)
+        with whole_folders.at_hand(self._directory / str(step)) as folder:
+            arrays, facts = self._arrays(folder)
         if facts.get("run") != self._workdir.run:
             raise ValueError("it belongs to another run")
         if (found := facts.get("step", arrays.get("step", step))) != step:
             raise ValueError(f"it is the checkpoint of step {found}")
         return arrays
 
-    def _restored(self, step, **items):
-        return self._orbax.restore(self._directory / str(step), args=ocp.args.Composite(**items))
+    def _arrays(self, folder):
+        """The arrays in a folder by name, which match their checksums, and the facts."""
+        facts = self._orbax.restore(folder, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))
+        facts, had_checksum = files.unsealed(json.dumps(facts["facts"]))
+        table = facts["arrays"] if had_checksum else None  # older code packed and sealed nothing
+        template = packing.templates(table) if table else None
+        restored = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+        state = self._orbax.restore(folder, args=restored)["state"]
+        arrays = {name: np.asarray(array) for name, array in state.items()}
+        if table:
+            arrays = packing.unpack(arrays, table)
+        checksums = {n: crc for n, (*_, crc) in table.items()} if table else facts["digests"]
+        packing.verify(arrays, checksums)
+        return arrays, facts
 
     def _validation_errors(self):
         """Validation error by step (a string, as JSON has it)."""
@@ -297,11 +312,8 @@ class Checkpoints:
         steps = [step for step in self.steps() if step <= newest]
         best = [step for step in self._by_validation_error() if step in steps][:1]
         for step in set(steps[: -self._keep]) - set(best):
-            # Renamed first, so that a kill while deleting leaves no half checkpoint.
-            (self._directory / str(step)).rename(self._directory / f"{DELETING}{step}")
-        for pattern in (f"{DELETING}*", f"*{UNFINISHED}"):
-            for leftover in self._directory.glob(pattern):
-                shutil.rmtree(leftover, ignore_errors=True)
+            whole_folders.withdraw(self._directory / str(step))
+        whole_folders.remove_leftovers(self._directory)
 
     @contextlib.contextmanager
     def _storage_errors(self):

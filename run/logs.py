@@ -2,7 +2,7 @@
 
 `metrics.jsonl` holds only what is a function of config and seed, so that an interrupted and an
 uninterrupted run leave the same bytes; how long things took stands in `timing.jsonl`. Every line
-ends with its checksum, `crc32`.
+ends with its checksum, `crc32`. A bucket, which cannot be appended to, gets copies of the files.
 """
 
 import contextlib
@@ -10,6 +10,8 @@ import importlib.util
 import logging
 import os
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ from run import files
 from run.workdir import Workdir
 
 LOG = logging.getLogger("residual")
+UPLOAD_EVERY_S = 30  # into a bucket; besides, before every checkpoint and at the end
 # Where a line break is damaged, so that two lines stand on one.
 LOST_BREAK = re.compile(r'(?<=\}).(?=\{"step")', re.DOTALL)
 
@@ -45,7 +48,7 @@ def whole_and_damaged(path: str | Path) -> tuple[list[dict[str, Any]], list[tupl
       UserError: the file is there but cannot be read.
     """
     try:
-        text = Path(path).read_bytes().decode(errors="replace")
+        text = files.at(path).read_bytes().decode(errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return [], []
     except OSError as error:
@@ -106,6 +109,12 @@ class RunLog:
         self._write = write
         self._files: dict[Path, TextIO] = {}
         self._events = None
+        self._local, self._copy = self._workdir, None
+        if files.is_remote(self._workdir.path) and write:
+            self._copy = tempfile.TemporaryDirectory()
+            self._local = Workdir(self._copy.name)
+        self._uploaded: dict[Path, int] = {}  # by file: its bytes
+        self._upload_at = 0.0
         metrics, timing = self._workdir.metrics, self._workdir.timing
         with self._storage_errors():
             found = {path: whole_and_damaged(path) for path in (metrics, timing)}
@@ -120,11 +129,13 @@ class RunLog:
             self._written = {(line["step"], line.get("split")) for line in self.earlier}
             for path, (_, damaged) in found.items():
                 _keep_aside(path, damaged)
-            self._files = {path: _reopened(path, lines) for path, lines in kept.items()}
+            self._files = {
+                path: _reopened(self._local.path / path.name, lines) for path, lines in kept.items()
+            }
             if tensorboard and not importlib.util.find_spec("tensorboardX"):
                 LOG.warning("tensorboardX is not installed: there are no TensorBoard events")
             elif tensorboard:
-                self._events = _Events(self._workdir.events, step)
+                self._events = _Events(self._local.events, step)
 
     def metrics(self, step: int, split: str, values: Mapping[str, Any], **flags: Any) -> None:
         """Appends one line to metrics.jsonl, e.g. `{"step": 100, "split": "train", "loss": …}`.
@@ -142,6 +153,8 @@ class RunLog:
         if self._write:
             self._line(self._workdir.timing, {"step": step, **values})
             self._scalars("timing", step, values)
+            if self._copy and time.monotonic() > self._upload_at:
+                self.sync()
 
     def _line(self, path, fields):
         with self._storage_errors():
@@ -159,6 +172,16 @@ class RunLog:
         with self._storage_errors():
             for handle in self._files.values():
                 os.fsync(handle.fileno())
+            if self._copy:
+                self._upload()
+
+    def _upload(self):
+        for path in sorted(self._local.path.iterdir()):
+            if self._uploaded.get(path) != (size := path.stat().st_size):
+                with files.whole(self._workdir.path / path.name) as temporary:
+                    shutil.copyfile(path, temporary)
+                self._uploaded[path] = size
+        self._upload_at = time.monotonic() + UPLOAD_EVERY_S
 
     def close(self) -> None:
         """Closes every file."""
@@ -171,6 +194,8 @@ class RunLog:
             if self._events:
                 with contextlib.suppress(OSError):
                     self._events.close()
+            if self._copy:
+                self._copy.cleanup()
 
     @contextlib.contextmanager
     def _storage_errors(self):
@@ -187,8 +212,10 @@ def _keep_aside(path, damaged):
     if not damaged:
         return
     aside = path.with_name(f"{path.name}.damaged")
-    with open(aside, "a", encoding="utf-8") as handle:
-        handle.writelines(f"{text}\n" for _, text in damaged)
+    before = aside.read_text(encoding="utf-8") if aside.exists() else ""
+    with files.whole(aside) as temporary:
+        text = before + "".join(f"{text}\n" for _, text in damaged)
+        temporary.write_text(text, encoding="utf-8")
     numbers = ", ".join(str(number) for number, _ in damaged)
     LOG.warning("%s: damaged lines, moved to %s: %s.", path, aside, numbers)
 

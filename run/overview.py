@@ -47,11 +47,11 @@ def find(folder: str | Path) -> tuple[list[Run], list[str]]:
     Raises:
       UserError: there is no such folder.
     """
-    if not os.path.isdir(folder):
+    if not files.at(folder).is_dir():
         raise UserError(f"{shown(folder)}: there is no such folder; expected one of workdirs.")
     runs: list[Run] = []
     unreadable: list[OSError] = []
-    for path, folders, names in os.walk(folder, onerror=unreadable.append):
+    for path, folders, names in files.walk(folder, unreadable.append):
         workdir = Workdir(path)
         has_steps = workdir.checkpoints.name in folders and workdir.committed_steps()
         if has_steps or {workdir.config.name, workdir.metrics.name} & set(names):

@@ -31,7 +31,7 @@ def save(figure: Any, path: str | os.PathLike, **options: Any) -> Path:
     Raises:
       UserError: the file cannot be written.
     """
-    path = Path(path)
+    path = files.at(path)
     with files.explained(path), files.whole(path) as temporary:
         figure.savefig(temporary, format=path.suffix.removeprefix("."), **options)
     pyplot().close(figure)

@@ -51,7 +51,7 @@ def read(out: str | Path, name: str) -> Any:
     Raises:
       UserError: the file is not JSON.
     """
-    path = Path(out) / f"{name}.json"
+    path = files.at(out, f"{name}.json")
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -103,9 +103,9 @@ def publish(
         "remarks": list(remarks),
         **details,
     }
-    files.write_text(Path(args.out, f"{args.name}.json"), json.dumps(content, indent=1) + "\n")
+    files.write_text(files.at(args.out, f"{args.name}.json"), json.dumps(content, indent=1) + "\n")
     text = "\n".join(markdown(content)) + "\n"
-    files.write_text(Path(args.out, f"{args.name}.md"), text)
+    files.write_text(files.at(args.out, f"{args.name}.md"), text)
     print(text)
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from errors import UserError, first_line
-from run import files
+from run import files, whole_folders
 
 LOG = logging.getLogger("residual")
 RUN = "run"  # the field by which a file says whose it is
@@ -39,16 +39,11 @@ class Workdir:
     """Where everything of a run lies; nobody else spells these names.
 
     Raises:
-      UserError: the path is an address, gs://…, which would become a local folder of that name.
+      UserError: see `run.files.at`.
     """
 
     def __init__(self, path: str | Path):
-        if "://" in str(path):
-            raise UserError(
-                f"--workdir={path}: expected a folder; mount the bucket, for example with gcsfuse, "
-                "and give the path where it is mounted."
-            )
-        self.path = Path(path)
+        self.path = files.at(path)
         self.config = self.path / "config.json"
         self.facts = self.path / "data.json"
         self.checkpoints = self.path / "checkpoints"
@@ -175,8 +170,9 @@ class Workdir:
         """Steps of the checkpoints, ascending; none without the folder."""
         if not self.checkpoints.is_dir():
             return []
-        names = [path.name for path in self.checkpoints.iterdir() if path.is_dir()]
-        return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
+        numbered = [path for path in self.checkpoints.iterdir() if path.name.isdecimal()]
+        names = [path.name for path in numbered if whole_folders.is_whole(path)]
+        return sorted(int(name) for name in names if str(int(name)) == name)
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         """Writes what the run knows of its data.

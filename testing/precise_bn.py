@@ -146,7 +146,7 @@ def _read(folder, run, batches):
     """The stored statistics; None when there are none, or others. A zip file has checksums."""
     path = folder.precise_bn
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             owner = str(arrays["run"]) if "run" in arrays else ""  # older code named none
             found = owner, int(arrays["step"]), int(arrays["batches"])
             if found != (folder.run or "", run.step, batches):

@@ -17,7 +17,7 @@ import jax
 import pytest
 from absl import flags
 
-from tests.support import fuzzing
+from tests.support import buckets, fuzzing
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it, and so would what tests start
@@ -55,6 +55,13 @@ def tiny(data_dir):
     config.optim.boundaries = (6, 9)
     config.eval.batch_size = 300
     return config
+
+
+@pytest.fixture(params=buckets.KINDS)
+def bucket(request):
+    """The address of an empty bucket, gs://…, of every kind that is at hand."""
+    with buckets.bucket(request.param) as address:
+        yield address
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from data import index_cache
 from data.sources import open_source
 from errors import UserError
-from tests.support import ilsvrc
+from tests.support import buckets, ilsvrc
 
 
 @pytest.fixture
@@ -40,6 +40,22 @@ def test_folder_is_read_as_torchvision_reads_it(pets, tmp_path):
         ("train/cat/b.JPG", 2, b"1"),
         ("train/cat/deep/x.bmp", 2, b"5"),
     ]
+
+
+def test_a_folder_in_a_bucket_is_the_same_and_is_listed_anew(pets, bucket, tmp_path):
+    buckets.upload(pets, f"{bucket}/pets")
+    for split in ("train", "val", "train[2:5]"):
+        here = open_source(f"folder:{pets}", split, str(tmp_path))
+        there = open_source(f"folder:{bucket}/pets", split, f"{bucket}/data")
+        assert ilsvrc.records(there) == ilsvrc.records(here)
+        assert (there.label_names, there.digest) == (here.label_names, here.digest)
+    (pets / "train" / "cat" / "new.jpg").write_bytes(b"0")
+    buckets.upload(pets, f"{bucket}/pets")
+    assert len(open_source(f"folder:{bucket}/pets", "train", "")) == 8
+    with pytest.raises(UserError, match="no split 'test'.*found directories"):
+        open_source(f"folder:{bucket}/pets", "test", "")
+    with pytest.raises(UserError, match="no such directory"):
+        open_source(f"folder:{bucket}/none", "train", "")
 
 
 def test_validation_uses_the_training_classes(pets, tmp_path):

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+import prepare_data
 from data import small_sets
 from errors import UserError
 
@@ -57,6 +58,16 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
         assert found.label_names == part.label_names
     joined = small_sets.load("cifar10", "test+train[:50%]", str(tmp_path))
     np.testing.assert_array_equal(joined.labels[9:], whole["train"].labels[:20])
+
+
+def test_a_set_in_a_bucket(bucket, tmp_path):
+    whole = make_set("cifar10", tmp_path)
+    prepare_data.main(["cifar10", "--from", str(tmp_path), "--data_dir", f"{bucket}/data"])
+    found = small_sets.load("cifar10", "train", f"{bucket}/data")
+    np.testing.assert_array_equal(found.images, whole["train"].images)
+    for places in (["--from", f"{bucket}/a"], ["--data_dir", f"{bucket}/b"]):
+        with pytest.raises(UserError, match=f"{bucket}/[ab]: TFDS's builders.*then copy"):
+            prepare_data.main(["mnist", *places])
 
 
 def changed(path, **arrays):

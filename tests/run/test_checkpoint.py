@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from errors import UserError
-from run.checkpoint import UNFINISHED, VALIDATION_FILE, Checkpoints, fill, flatten
+from run.checkpoint import VALIDATION_FILE, Checkpoints, fill, flatten
+from run.whole_folders import UNFINISHED
 from tests.support.waiting import wait_until
 
 # Damage is named once; tensorstore's threads must not print tracebacks besides.

@@ -47,11 +47,3 @@ def test_a_config_that_is_no_json(tmp_path):
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(UserError, match="cannot be used.*whole"):
         Workdir(tmp_path).saved_config()
-
-
-@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run"])
-def test_an_address_is_no_folder(address, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"--workdir={address}: expected a folder"):
-        Workdir(address)
-    assert not list(tmp_path.iterdir())
