@@ -33,7 +33,7 @@ def at(*parts: str | os.PathLike) -> Path:
     Raises:
       UserError: an address of another kind, or the package that it needs is not installed.
     """
-    text = os.path.join(*parts)
+    text = os.path.join("", *parts)
     if address := ADDRESS.fullmatch(text):
         from run import remote  # imports fsspec, which a run on this machine does without
 

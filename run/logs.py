@@ -109,7 +109,8 @@ class RunLog:
         self._write = write
         self._files: dict[Path, TextIO] = {}
         self._events = None
-        self._local, self._copy = self._workdir, None
+        self._local = self._workdir
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
         if files.is_remote(self._workdir.path) and write:
             self._copy = tempfile.TemporaryDirectory()
             self._local = Workdir(self._copy.name)

@@ -25,7 +25,7 @@ from errors import UserError, first_line
 
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs each error besides raising it
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # scheme → the package that fsspec needs for it
-_ADDRESS: type = type(epath.Path("gs://bucket"))
+_ADDRESS: Any = type(epath.Path("gs://bucket"))
 
 
 class Remote(_ADDRESS):
