@@ -234,6 +234,7 @@ def _prepared_info(name: str, data_dir: str) -> "DatasetInfo":
     import tensorflow_datasets as tfds
 
     directory = index_cache.data_directory(data_dir)
+    directory.exists()  # names the package or the bucket that is missing, which TFDS does not
     with builder_errors(name, directory):
         builder = tfds.builder(name, data_dir=os.fspath(directory))
     info = builder.info

@@ -7,14 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import evaluate
-import predict
-import train
 from errors import UserError
-from run import files, logs, overview, whole_folders
+from run import files, logs, whole_folders
 from run.checkpoint import Checkpoints
 from run.workdir import Workdir
-from testing import opened_run
 from tests.support import buckets
 
 TREE = {"kernel": np.arange(3000, dtype=np.float32), "step": np.int32(0)}
@@ -158,33 +154,3 @@ def test_logs_have_the_same_bytes(bucket, tmp_path):
     assert logged(f"{bucket}/run") == logged(tmp_path)
     events = [path for path in files.below(files.at(bucket, "run")) if "events" in path.name]
     assert events and all(path.stat().st_size > 100 for path in events)
-
-
-@pytest.mark.slow
-def test_a_run_in_a_bucket(bucket, tiny, tmp_path, compilation_cache):
-    """Trained, killed while its last checkpoint travelled, continued, tested, listed."""
-    local, workdir = tmp_path / "run", f"{bucket}/runs/one"
-    tiny.num_steps = 8
-    expected = train.train(tiny, str(local))
-    assert train.train(tiny, workdir) == expected
-    folder = Workdir(workdir)
-    lines = folder.metrics.read_bytes()
-    assert lines == Workdir(local).metrics.read_bytes() and folder.curves.is_file()
-    (folder.checkpoints / "8" / whole_folders.LAST).unlink()
-    kept = [line for line in lines.splitlines(True) if b'"final"' not in line]
-    with files.whole(folder.metrics) as temporary:
-        temporary.write_bytes(b"".join(kept))
-    assert train.train(tiny, workdir) == expected
-    assert folder.metrics.read_bytes() == lines
-    assert evaluate.run(tiny, workdir)["top1_error"] == expected["top1_error"]
-    assert folder.evaluation.is_file()
-    picture = files.at(bucket, "pictures/digit.png")
-    with files.whole(picture) as temporary:
-        temporary.write_bytes(folder.curves.read_bytes())
-    paths = predict.find_images([picture.parent])
-    assert paths == [picture]
-    (one,) = predict.predict(opened_run.load(workdir), paths)
-    (same,) = predict.predict(opened_run.load(str(local)), paths)
-    assert not one.error and (one.probabilities == same.probabilities).all()
-    (run,), unreadable = overview.find(f"{bucket}/runs")
-    assert run.cells[:4] == ("one", "resnet8", "finished", "8 of 8") and not unreadable

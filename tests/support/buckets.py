@@ -46,7 +46,7 @@ def bucket(kind: str) -> Iterator[str]:
     if kind == "memory":
         registry = sys.modules["fsspec.registry"]._registry  # fsspec.registry is a view of it
         Memory.store, Memory.pseudo_dirs = {}, [""]
-        with mock.patch.dict(registry, {"gs": Memory}):
+        with mock.patch.dict(registry, {"gs": Memory, "gcs": Memory}):
             Memory.clear_instance_cache()
             yield "gs://bucket"
         return
