@@ -165,6 +165,7 @@ def draw(args: argparse.Namespace, learned: Sequence[dict[str, Any]]) -> str:
         axis.plot(steps, errors, style, color=plots.COLOURS[names.index(name)], label=label)
     axis.set(title="learning H(x) = x", xlabel="step", ylabel=ERROR, xscale="log")
     axis.set_yscale("symlog", linthresh=1e-5)
+    axis.set_ylim(bottom=-2e-6)  # what F = 0 has is on the axis, and nothing is below
     axis.grid(alpha=0.25)
     subject.legend_below(axis)
     return plots.save(figure, args.out, "learning_identity")
