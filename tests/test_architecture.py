@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {  # room → rooms that it may import; `errors` may be imported by all
     "errors": set(),
     "configs": set(),
+    "detection": {"models", "weights", "data"},
     "models": set(),
     "run": {"configs"},
     "weights": {"models"},

@@ -22,6 +22,7 @@ NOT_RUN = {  # how a command begins: why it does not run here
     "bash .ci/run": "runs these tests",
     "gcloud": "needs a TPU slice",
     "pip install": "installs packages; .ci/run does it",
+    "python -m benchmarks.detection": "needs torch",
     "python -m pytest": "runs these tests",
     "python main.py --config=configs/resnet50.py --workdir=/shared/r50 --coord": "waits for others",
     "python prepare_data.py cifar10": "needs the genuine archive",

@@ -1,0 +1,1 @@
+"""Detection on a residual network's feature maps: the paper's appendices."""
