@@ -60,8 +60,8 @@ def _deltas(random, n):
 
 
 def _overlaps(random, n):
-    """Like those of n predictions with an eighth as many boxes: few are high, many equal."""
-    return ((random.random((max(1, n // 8), n)) ** 4).round(2).astype(np.float32),)
+    overlaps = np.asarray(boxes.iou(_with_area(random, max(1, n // 8)), _with_area(random, n)))
+    return (np.where(random.random(overlaps.shape) < 0.1, 0.5, overlaps).astype(np.float32),)
 
 
 def _scored(random, n):
