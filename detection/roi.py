@@ -215,7 +215,7 @@ def _weights(axis: _Axis, length: int) -> jax.Array:
         at = axis.sample(i)
         counts = (at >= -1) & (at <= length) & (i < axis.samples)
         near = jnp.maximum(1 - jnp.abs(jnp.clip(at, 0, length - 1)[..., None] - positions), 0)
-        return total + counts[..., None] * near
+        return total + jnp.where(counts[..., None], near, 0)
 
     nothing = jnp.zeros((len(axis.start), axis.bins, length))
     most = axis.samples.max(initial=0).astype(jnp.int32)
