@@ -56,7 +56,7 @@ def sample(array: Any) -> np.ndarray:
 
 def store(n: int = 40) -> None:
     """Writes torchvision's results of the first case of n boxes of each operation."""
-    stored = {}
+    stored: dict[str, Any] = {}
     for name, operation in OPERATIONS.items():
         for i, array in enumerate(theirs(name, case(name, 0, n))):
             whole = array.astype(np.int16) if operation.exact else sample(array)
@@ -73,7 +73,7 @@ def with_torch() -> str:
 
 def parity(seeds: int, n: int) -> list[tuple[str, ...]]:
     """Rows of a table: operation, cases of n boxes, largest difference."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, operation in OPERATIONS.items():
         ours, largest = jax.jit(operation.ours), 0.0
         for seed in range(seeds):

@@ -102,8 +102,8 @@ def align_pyramid(
             for x, wx in columns
         )
 
-    pooled = _by_chunks(pooled, rows, columns, starts[level], widths[level])
-    return pooled.astype(table.dtype)
+    of_boxes = rows, columns, starts[level], widths[level]
+    return _by_chunks(pooled, *of_boxes).astype(table.dtype)
 
 
 def levels(
