@@ -96,14 +96,9 @@ def score(
     """Tests networks together: their probabilities are averaged (section 4.1's ensembles).
 
     Args:
-      networks: the network, or the networks of an ensemble.
       passes: `(protocol, host batches)`, one or several; their images are counted together.
-      mesh: the devices.
       total: number of images, for a progress bar; None shows none.
-      stop: as in `measure`.
-
-    Returns:
-      `measure`'s values, without the masked ones.
+      stop: as in `measure`, whose values without the masked ones are returned.
 
     Raises:
       UserError: there is no valid image.
@@ -318,11 +313,8 @@ def question(config: ConfigDict, runs: Sequence[OpenedRun]) -> dict[str, Any]:
 
 
 def _described(result, config, runs):
-    made = {
-        "date": datetime.date.today().isoformat(),
-        "device": provenance.device(),
-        "jax": jax.__version__,
-    }
+    made = {"date": datetime.date.today().isoformat(), "device": provenance.device()}
+    made |= {"jax": jax.__version__}
     return result | {"accuracy": 1 - result["top1_error"]} | question(config, runs) | made
 
 

@@ -110,7 +110,6 @@ def export(network: OpenedRun, kind: str, path: str | os.PathLike) -> None:
     """Writes the network to `path` and its description to `path` + '.json'.
 
     Args:
-      network: the run whose network it is.
       kind: one of `FORMATS`.
       path: file to write, or for Hugging Face a folder; each file appears complete or not at all.
 

@@ -1,5 +1,6 @@
 """A run, opened again: the network, its weights and what it knows of its data."""
 
+import contextlib
 import logging
 from typing import Any, NamedTuple
 
@@ -65,15 +66,16 @@ def load(workdir: str, which: str = "last") -> OpenedRun:
     model, template = _network(config, facts)
     if config.optim.ema_decay:
         template = {"ema": template}
-    if not folder.checkpoints.is_dir():
-        raise _no_checkpoint(folder)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        found = checkpoints.restore(template, which=which)
-    finally:
-        checkpoints.close()
+    found = None
+    if folder.checkpoints.is_dir():
+        with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+            found = checkpoints.restore(template, which=which)
     if found is None:
-        raise _no_checkpoint(folder)
+        raise UserError(
+            f"{folder.checkpoints}: holds no finished checkpoint; expected the folder of a run "
+            "that has saved at least once (checkpoint_every steps). Train it first, or give "
+            "another --workdir."
+        )
     step, variables, _ = found
     return OpenedRun(str(workdir), config, facts, model, variables.get("ema", variables), step)
 
@@ -141,11 +143,3 @@ def _network(config, facts):
     model = models.create(config.model, facts.num_classes).clone(scan_blocks=False, remat="none")
     image = jnp.zeros((1, *facts.image_shape))
     return model, jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
-
-
-def _no_checkpoint(folder):
-    return UserError(
-        f"{folder.checkpoints}: holds no finished checkpoint; expected the folder of a run that "
-        "has saved at least once (checkpoint_every steps). Train it first, or give another "
-        "--workdir."
-    )

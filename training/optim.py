@@ -26,26 +26,18 @@ def learning_rate(optim: ConfigDict, *, num_steps: int, batch_size: int) -> opta
     peak = optim.learning_rate
     if optim.reference_batch:
         peak *= batch_size / optim.reference_batch
-    if optim.schedule == "step":
-        after = optax.piecewise_constant_schedule(
-            peak, dict.fromkeys(optim.boundaries, optim.decay_factor)
-        )
-    elif optim.schedule in ("cosine", "polynomial"):
-        length = max(1, num_steps - optim.warmup_steps)
-        cosine = optim.schedule == "cosine"
-        decay = (
-            optax.cosine_decay_schedule(peak, length)
-            if cosine
-            else optax.polynomial_schedule(peak, 0.0, 2, length)
-        )
-
-        def after(step):
-            return decay(step - optim.warmup_steps)
-    else:
-        after = optax.constant_schedule(peak)
+    drops = dict.fromkeys(optim.boundaries, optim.decay_factor)
+    length = max(1, num_steps - optim.warmup_steps)
+    after = {
+        "step": optax.piecewise_constant_schedule(peak, drops),
+        "cosine": optax.cosine_decay_schedule(peak, length),
+        "polynomial": optax.polynomial_schedule(peak, 0.0, 2, length),
+        "constant": optax.constant_schedule(peak),
+    }[optim.schedule]
+    start = 0 if optim.schedule == "step" else optim.warmup_steps
 
     def schedule(step):
-        rate = jnp.asarray(after(step), jnp.float32)
+        rate = jnp.asarray(after(step - start), jnp.float32)
         if optim.warmup_steps:
             warm = (
                 peak * (step + 1) / optim.warmup_steps

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from errors import UserError
+from models import FIELDS
 from weights.files import readable
 
 WEIGHTS = (
@@ -36,27 +37,13 @@ EXPECTED = {
     "hidden_act": "relu",
     "downsample_in_first_stage": False,
 }
-# What config.model must be for there to be such a network.
-EXPRESSIBLE = {
-    "stem": "imagenet",
-    "stem_pool": "padded",
-    "residual": True,
-    "shortcut": "B",
-    "preactivation": False,
-    "variant": "none",
-    "shortcut_scale": 1.0,
-    "residual_scale": 1.0,
-    "output_stride": 32,
-    "groups": 1,
-    "width_per_group": 64,
-}
+# Fields of config.model that must have their default for there to be such a network.
+FIXED: tuple[str, ...] = ("stem", "stem_pool", "residual", "shortcut", "preactivation", "variant")
+FIXED += ("shortcut_scale", "residual_scale", "output_stride", "groups", "width_per_group")
 
 
 def weight_file(folder: Path, suffixes: Sequence[str]) -> Path:
-    """The file with the weights of a folder.
-
-    Args:
-      suffixes: of the files that may be meant, when it has none of Hugging Face's names.
+    """The file with the weights of a folder: of Hugging Face's names, or the only of `suffixes`.
 
     Raises:
       UserError: there is none, or several.
@@ -77,10 +64,7 @@ def weight_file(folder: Path, suffixes: Sequence[str]) -> Path:
 def read_shards(
     index: Path, read: Callable[[Path], tuple[Mapping[str, Any], Any]]
 ) -> dict[str, np.ndarray]:
-    """Reads the files of an `….index.json` as one.
-
-    Args:
-      read: gives the arrays of one file, and anything else.
+    """Reads the files of an `….index.json` as one; `read` gives the arrays of one, and more.
 
     Raises:
       UserError: the index cannot be read, or a file of it is missing.
@@ -213,7 +197,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 def check(model_config: Mapping[str, Any]) -> None:
     """Raises a UserError for a network that Hugging Face's ResNets cannot be."""
-    for name, expected in EXPRESSIBLE.items():
+    for name in FIXED:
+        expected = FIELDS[name].default
         if model_config.get(name, expected) != expected:
             raise UserError(
                 f"--format=huggingface: model.{name}={model_config[name]!r}, and Hugging Face's "
