@@ -31,10 +31,10 @@ def upload(source: Path, folder: Path) -> None:
     Raises:
       OSError, UserError: see `run.remote`; the folder is not whole then.
     """
-    names = [path.relative_to(source) for path in below(source)]
+    names = [p.relative_to(source) for p in below(source) if p != source / LAST]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda name: cast(Any, folder / name).put(source / name), names))
-    (source / LAST).touch()
+    (source / LAST).touch()  # newer versions of Orbax have written it on this machine, too
     cast(Any, folder / LAST).put(source / LAST)
     shutil.rmtree(source)
 
@@ -52,7 +52,7 @@ def at_hand(folder: Path) -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((folder / name).read_bytes())
 
-        list(pool.map(fetch, (name for name in cast(Any, folder).sizes() if name != LAST)))
+        list(pool.map(fetch, cast(Any, folder).sizes()))
         yield Path(copy)
 
 

@@ -11,7 +11,7 @@ from data import tfrecord
 from data.decode import DecodeError, decode
 from data.sources import open_source
 from errors import UserError
-from tests.support import ilsvrc
+from tests.support import buckets, ilsvrc
 
 # Written by TensorFlow 2.21's tf.io.TFRecordWriter: b"", b"first", b"second record".
 TENSORFLOW_WROTE = bytes.fromhex(
@@ -247,3 +247,18 @@ def test_conversion_refuses_what_is_not_tfrecord(prepared, as_tfrecord, tmp_path
     path.write_bytes(path.read_bytes()[: tfrecord.record_offsets(path)[-1]])
     with pytest.raises(tfrecord.RecordError, match="27 records"):
         tfrecord.convert(short, tmp_path / "y")
+
+
+def test_a_prepared_set_in_a_bucket(prepared, as_tfrecord, bucket):
+    """TFRecord is read; array_record, whose reader takes files only, is refused by name."""
+    buckets.upload(as_tfrecord, f"{bucket}/data")
+    for split in ("train", "validation[1:]"):
+        here = open_source("tfds:imagenet2012", split, str(as_tfrecord))
+        there = open_source("tfds:imagenet2012", split, f"{bucket}/data")
+        assert ilsvrc.records(there) == ilsvrc.records(here)
+        assert (there.label_names, there.digest) == (here.label_names, here.digest)
+    buckets.upload(prepared / "imagenet2012", f"{bucket}/records/imagenet2012")
+    with pytest.raises(UserError, match=f"array_record cannot read {bucket}/records.*TFRecord"):
+        open_source("tfds:imagenet2012", "train", f"{bucket}/records")
+    with pytest.raises(UserError, match="not prepared in .*/empty"):
+        open_source("tfds:imagenet2012", "train", f"{bucket}/empty")

@@ -109,6 +109,19 @@ def test_checkpoints_are_whole_or_not_there(bucket):
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {"2", "4"}
 
 
+def test_the_object_that_makes_a_folder_whole_comes_last(bucket, tmp_path, monkeypatch):
+    from run.remote import Remote
+
+    put, came = Remote.put, []
+    monkeypatch.setattr(
+        Remote, "put", lambda self, source: (came.append(self.name), put(self, source))
+    )
+    for name in (whole_folders.LAST, "a", "below/b"):
+        files.write_text(tmp_path / "1" / name, name)
+    whole_folders.upload(tmp_path / "1", files.at(bucket, "1"))
+    assert sorted(came[:2]) == ["a", "b"] and came[2:] == [whole_folders.LAST]
+
+
 def test_a_damaged_checkpoint_is_passed_over(bucket):
     workdir = f"{bucket}/run"
     checkpoints = Checkpoints(workdir)
