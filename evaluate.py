@@ -249,10 +249,11 @@ def _ten_crop_pass(config, data):
     if config.data.resident:
         views = functools.partial(protocols.ten_crops, pad=config.augment.pad)
         return protocols.Protocol(e.protocol, views), data.evaluation(e.split)
-    size = tested_size(config)
+    size, limit = tested_size(config), config.data.max_pixels
 
     def transform(encoded):
-        return transforms.ten_crop(decode(encoded), resize=e.resize, size=size)
+        image = decode(encoded, limit)
+        return transforms.ten_crop(image, resize=e.resize, size=size, max_pixels=limit)
 
     batches = data.evaluation_with(e.split, transform, (10, size, size, 3))
     return protocols.Protocol(e.protocol, protocols.crops_as_they_come), batches
@@ -269,7 +270,7 @@ def _multiscale_passes(config, data):
     for i in tqdm(range(len(source)), desc="image sizes", unit="image", disable=None):
         buckets.setdefault(_bucket(source, i, e.scales), []).append(i)
     for bucket, indices in sorted(buckets.items()):
-        yield _bucket_pass(data, e, bucket, indices)
+        yield _bucket_pass(data, config, bucket, indices)
 
 
 def _bucket(source, index, scales):
@@ -279,12 +280,13 @@ def _bucket(source, index, scales):
         return 0  # the pass itself reports it, as config.data.on_corrupt says
 
 
-def _bucket_pass(data, e, bucket, indices):
+def _bucket_pass(data, config, bucket, indices):
+    e = config.eval
     shapes = tuple(padded.bucket_shape(bucket, scale) for scale in e.scales)
     views = functools.partial(protocols.unpacked, shapes=shapes)
 
     def transform(encoded):
-        return padded.pack_scales(decode(encoded), shapes)
+        return padded.pack_scales(decode(encoded, config.data.max_pixels), shapes)
 
     batches = data.evaluation_with(
         e.split,

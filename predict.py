@@ -33,6 +33,7 @@ from tqdm import tqdm
 from data import transforms
 from data.class_names import readable
 from data.decode import DecodeError, decode
+from data.decode import read as encoded
 from data.normalization import normalize
 from errors import UserError
 from models.activation_map import class_activation_map
@@ -90,7 +91,8 @@ def preprocess(data: bytes, config: ConfigDict, image_shape: tuple[int, int, int
     """
     height, _, channels = image_shape
     resize = shorter_side(config, height)
-    image = transforms.resize_and_crop(decode(data), resize=resize, size=height)
+    image = decode(data, config.data.max_pixels)
+    image = transforms.resize_and_crop(image, resize=resize, size=height)
     if channels == 1:
         image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
     return image
@@ -123,10 +125,7 @@ def predict(
 
     def read(path: str | os.PathLike) -> tuple[np.ndarray | None, str]:
         try:
-            file = files.at(path)
-            if file.exists() and not file.is_file():
-                return None, "is no regular file"  # a pipe would be waited for
-            return preprocess(file.read_bytes(), network.config, shape), ""
+            return preprocess(encoded(files.at(path)), network.config, shape), ""
         except (OSError, DecodeError) as error:
             return None, str(error)
 
@@ -236,6 +235,8 @@ def main(argv: Sequence[str] | None) -> int:
     source.add_argument("--weights", default="", help="weight file or folder of one, without a run")
     parser.add_argument("--top_k", type=command.positive, default=5, help="classes per image (5)")
     parser.add_argument("--batch_size", type=command.positive, default=32, help="at once (32)")
+    limit = "pixels of an image (data.max_pixels of the run)"
+    parser.add_argument("--max_pixels", type=command.positive, default=0, help=limit)
     parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
     parser.add_argument("--cam", action="store_true", help="write class activation maps")
     parser.add_argument("--cam_dir", default="", help="where (WORKDIR/cam, or cam)")
@@ -247,6 +248,7 @@ def main(argv: Sequence[str] | None) -> int:
         print(command.printable(said), file=sys.stderr if flags.json else sys.stdout)
     else:
         network = load(flags.workdir, which=flags.which)
+    network.config.data.max_pixels = flags.max_pixels or network.config.data.max_pixels
     cam_dir = files.at(flags.cam_dir or Workdir(flags.workdir).cam)
     entries, failed = [], 0
     predictions = predict(

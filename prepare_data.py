@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data import index_cache, small_sets
+from data.decode import MAX_PIXELS
 from errors import UserError, first_line
 from run import command, files
 
@@ -60,7 +61,9 @@ ARCHIVE_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, tarfile.TarErr
 ARCHIVE_ERRORS += (AssertionError, ValueError, RuntimeError)
 
 
-def prepare(name: str, source: Path | None, data_dir: Path) -> "DatasetBuilder":
+def prepare(
+    name: str, source: Path | None, data_dir: Path, max_pixels: int = MAX_PIXELS
+) -> "DatasetBuilder":
     """Prepares a data set as array_record in `data_dir`; nothing happens when it is there already.
 
     Args:
@@ -68,6 +71,7 @@ def prepare(name: str, source: Path | None, data_dir: Path) -> "DatasetBuilder":
       source: directory of the archives; None to download them (or, for fashion_mnist, to take
         Debian's).
       data_dir: TFDS's data directory.
+      max_pixels: of an image that has to be decoded (some of ImageNet's).
     Returns:
       The TFDS builder of the prepared data set.
     Raises:
@@ -80,7 +84,7 @@ def prepare(name: str, source: Path | None, data_dir: Path) -> "DatasetBuilder":
 
     from data import sources, tfds_hook
 
-    with tfds_hook.without_tensorflow():
+    with tfds_hook.without_tensorflow(max_pixels):
         with sources.builder_errors(name, data_dir):
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         if builder.info.splits:
@@ -283,6 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data_dir", default="", help="where to write; default: TFDS's")
     convert_help = "convert a set that is prepared as TFRecord to array_record"
     parser.add_argument("--convert", action="store_true", help=convert_help)
+    limit = f"pixels of an image that has to be decoded ({MAX_PIXELS})"
+    parser.add_argument("--max_pixels", type=command.positive, default=MAX_PIXELS, help=limit)
     options = parser.parse_args(arguments)
     data_dir = index_cache.data_directory(options.data_dir).absolute()
     source = options.source.expanduser().absolute() if options.source else None
@@ -296,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     else:
         _refuse_buckets(source, data_dir)
-        builder = prepare(options.name, source, data_dir)
+        builder = prepare(options.name, source, data_dir, options.max_pixels)
         if options.name in small_sets.NAMES:
             small_sets.pack(options.name, str(data_dir))
     found = {split: info.num_examples for split, info in builder.info.splits.items()}

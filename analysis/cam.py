@@ -29,6 +29,7 @@ from tqdm import tqdm
 from analysis import subject
 from data.class_names import readable
 from data.decode import DecodeError
+from data.decode import read as encoded
 from data.normalization import normalize
 from errors import UserError
 from models.activation_map import class_activation_map
@@ -274,7 +275,7 @@ def _score(run, endpoint, top_k, variables, images):
 
 def _read(path, run):
     try:
-        return preprocess(files.at(path).read_bytes(), run.config, run.facts.image_shape)
+        return preprocess(encoded(files.at(path)), run.config, run.facts.image_shape)
     except (OSError, DecodeError) as error:
         raise UserError(f"{path}: not a readable image ({error}); expected e.g. a JPEG.") from error
 

@@ -4,6 +4,7 @@
     python benchmarks/faults.py --determinism  # 200 steps: compiled afresh, and from the cache
     python benchmarks/faults.py --processes    # 2 processes × 1 device against 1 × 2; dead peers
     python benchmarks/faults.py --soak         # memory over 2,000 steps
+    python benchmarks/faults.py --disagreements  # two processes that were started differently
 
 Each prints its counts; the status is 1 unless all came out as they must.
 """
@@ -24,13 +25,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
+from benchmarks.disagreements import disagree
 from benchmarks.runs import Folder, Run, differences, last_state, last_step, pair
 from run import command, files, logs, processes
 from run.checkpoint import Checkpoints
 from run.whole_folders import UNFINISHED
 from run.workdir import Workdir
 
-FAILURES = ("lost", "unreadable", "different", "different from 1 × 2", "cause not named")
+FAILURES = (
+    *("lost", "unreadable", "different", "different from 1 × 2", "cause not named", "silent"),
+)
 PHASES = ("before the first step", "while training", "inside a save", "after the last step")
 # Digits and the smallest network, with everything on that a checkpoint can hold.
 SMALL = {
@@ -239,10 +243,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", help="keep the runs here; --kills then goes on where it was")
-    for name in ("determinism", "processes", "soak"):
+    for name in ("disagreements", "determinism", "processes", "soak"):
         parser.add_argument(f"--{name}", action="store_true")
     args = parser.parse_args(argv)
     experiments = {
+        "disagreements": (args.disagreements, lambda f: disagree(Path(f, "disagreements"))),
         "kills": (args.kills, lambda folder: kill_runs(folder, args.kills, args.seed)),
         "determinism": (args.determinism, determinism),
         "processes": (args.processes, several_processes),

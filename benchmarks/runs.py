@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.forks import Fork
 from errors import UserError
 from run import logs
 from run.checkpoint import Checkpoints
@@ -26,7 +27,17 @@ POLL_S = 0.002
 
 
 class Run:
-    """One training process of `main.py` on CPU; its messages go to `<workdir>.log`."""
+    """One training process of `main.py` on CPU; its messages go to `<workdir>.log`.
+
+    Args:
+      workdir: folder of the run.
+      options: fields of its config.
+      flags: further words of the command.
+      devices: virtual ones.
+      env: variables beside those of this process.
+      forked: a fork of this process instead of a new Python (`benchmarks.forks`).
+      root: where the code lies, unless forked.
+    """
 
     def __init__(
         self,
@@ -35,12 +46,14 @@ class Run:
         *flags: str,
         devices: int = 1,
         env: Mapping[str, str] = MappingProxyType({}),
+        forked: bool = False,
+        root: Path = ROOT,
     ):
         self.workdir = Path(workdir)
         self.started = time.monotonic()
         self.log = Path(f"{workdir}.log")
         self.offset = self.log.stat().st_size if self.log.exists() else 0
-        words = [sys.executable, "main.py", "--config=configs/digits.py:resnet8,paper"]
+        words = ["main.py", "--config=configs/digits.py:resnet8,paper"]
         words += [f"--config.{name}={value}" for name, value in options.items()]
         words += [f"--workdir={workdir}", *flags]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", **env}
@@ -49,8 +62,16 @@ class Run:
         environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as output:
-            self.process = subprocess.Popen(
-                words, cwd=ROOT, env=environment, stdout=output, stderr=output
+            self.process: Fork | subprocess.Popen[bytes] = (
+                Fork(words, environment, output)
+                if forked
+                else subprocess.Popen(
+                    [sys.executable, *words],
+                    cwd=root,
+                    env=environment,
+                    stdout=output,
+                    stderr=output,
+                )
             )
 
     def said(self) -> str:

@@ -199,6 +199,11 @@ FIELDS = {
     "data.max_corrupt_fraction": Field(
         0.001, "mask: share of a split's records above which the run stops", Range(0, 1)
     ),
+    "data.max_pixels": Field(
+        2**26,
+        "of an image file; larger ones count as corrupt (memory: 10 bytes a pixel and thread)",
+        Range(1, 178_956_970),  # above that Pillow refuses
+    ),
     "data.on_change": Field(
         "error",
         "or accept: go on with data that have changed since the run began",

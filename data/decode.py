@@ -3,9 +3,11 @@
 import contextlib
 import io
 import logging
+import stat
 import struct
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,8 +15,10 @@ from PIL import Image, ImageOps
 from data import jpeg
 from errors import UserError
 
-# Decompressed size at which a file is taken for an attack; Pillow's own first limit.
-MAX_PIXELS = 89_478_485
+# What one image may cost, where no config says it (`data.max_pixels`): photographs of 64 megapixels
+# pass. Decoding takes up to 10 bytes and 80 ns a pixel.
+MAX_PIXELS = 2**26
+MAX_BYTES = 2**30  # of a file: no format needs more for that many pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 # What Pillow says of damaged metadata, to stderr and through a progress bar; what matters of it is
@@ -60,7 +64,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             pass  # Pillow forgives what does no harm, and says what does.
     with _opened(data) as image:
         check_size(image.height, image.width, max_pixels)
-        return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
+        ImageOps.exif_transpose(image, in_place=True)  # no copy of it, nor in `_to_rgb`
+        return np.ascontiguousarray(_to_rgb(image))
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -83,9 +88,28 @@ def check_size(height: int, width: int, max_pixels: int = MAX_PIXELS) -> None:
     """Raises DecodeError for an image of more than max_pixels."""
     if height * width > max_pixels:
         raise DecodeError(
-            f"an image of {height:,} × {width:,} pixels exceeds the limit of {max_pixels:,} "
-            "pixels (decompression bomb?); shrink it or remove it from the data set"
+            f"an image of {height:,} × {width:,}, {height * width:,} pixels, exceeds the limit of "
+            f"{max_pixels:,}, config.data.max_pixels (--max_pixels of predict.py and "
+            "prepare_data.py): shrink or remove it, or raise the limit if memory allows"
         )
+
+
+def read(path: Path) -> bytes:
+    """An image file as it is, encoded.
+
+    Raises:
+      OSError: it cannot be read.
+      DecodeError: it is no regular file, or too large for an image.
+    """
+    if isinstance(path, Path):  # and not in a bucket, where asking takes as long as reading
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DecodeError("is no regular file")  # a pipe would be waited for
+        if status.st_size > MAX_BYTES:
+            raise DecodeError(
+                f"a file of {status.st_size:,} bytes is no image; the limit is {MAX_BYTES:,}"
+            )
+    return path.read_bytes()
 
 
 # What Pillow raises on bad bytes, depending on the format.
@@ -113,7 +137,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         raise DecodeError("floating-point pixels have no agreed range; store 8 or 16 bits")
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _orient(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""An index that is costly to build, kept as JSON where there is room for it."""
+"""An index that is costly to build, kept as JSON with a checksum where there is room for it."""
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,17 +27,17 @@ def cached(
 ) -> dict:
     """The first stored index that is `current`, else a new one, stored if any place takes it.
 
-    A file that is damaged, or written by another version, counts as absent.
+    A file that differs from its checksum, or written by another version, counts as absent.
     """
     for path in candidates:
         try:
-            index = json.loads(path.read_text())
-            if current(index):
+            index, had_checksum = files.unsealed(path.read_text())
+            if had_checksum and current(index):
                 return index
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue
     index = build()
-    text = json.dumps(index)
+    text = files.sealed(index)
     for path in candidates:
         with contextlib.suppress(OSError), files.whole(path) as temporary:
             temporary.write_text(text)

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from data.decode import DecodeError
+from data.decode import DecodeError, check_size, image_size
 from data.sources import TfdsSource
 from errors import UserError
 
@@ -21,6 +21,7 @@ def whole_split(
     try:
         for i in range(len(source)):
             record = source[i]
+            check_size(*image_size(record.image))
             image = cv2.imdecode(np.frombuffer(record.image, np.uint8), cv2.IMREAD_UNCHANGED)
             if image is None:
                 raise ValueError("it holds no image")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from absl import logging
 from google.protobuf import json_format, message
 
-from data import folder, index_cache, splits
+from data import decode, folder, index_cache, splits
 from data.decode import DecodeError
 from errors import UserError, first_line
 from run import files
@@ -119,8 +119,8 @@ class FolderSource:
     def __getitem__(self, index: int) -> Record:
         path = self._paths[index]
         try:
-            return Record((self._root / path).read_bytes(), self._labels[index], path)
-        except OSError as error:
+            return Record(decode.read(self._root / path), self._labels[index], path)
+        except (OSError, DecodeError) as error:
             raise DecodeError(f"cannot be read: {error}", path) from error
 
 

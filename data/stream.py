@@ -52,6 +52,7 @@ def train_transform(
     resize_max: int = 480,
     policy: str = "none",
     magnitude: float = 0.0,
+    max_pixels: int = decode.MAX_PIXELS,
 ) -> Transform:
     """The host's share of a training augmentation: (bytes, generator) → uint8 [size, size, 3].
 
@@ -62,8 +63,9 @@ def train_transform(
       image_size: side of the result.
       flip: mirror half of the images; not for 'none' and 'pad_crop_flip'.
       policy, magnitude: what happens to the image of that size: see `policies.apply`, or 'none'.
+      max_pixels: the largest number of pixels to decode.
     """
-    resize = eval_transform(resize=image_size, image_size=image_size)
+    resize = eval_transform(resize=image_size, image_size=image_size, max_pixels=max_pixels)
 
     def crop(data: bytes, generator: np.random.Generator) -> np.ndarray:
         if kind not in ("random_resized_crop", "scale_jitter"):
@@ -76,7 +78,9 @@ def train_transform(
         else:
             box = transforms.random_resized_crop_box(generator, *shape, area, aspect)
         mirrored = flip and generator.random() < 0.5
-        return transforms.decode_crop(data, box, size=image_size, flip=mirrored)
+        return transforms.decode_crop(
+            data, box, size=image_size, flip=mirrored, max_pixels=max_pixels
+        )
 
     if policy == "none":
         return crop
@@ -85,14 +89,17 @@ def train_transform(
     )
 
 
-def eval_transform(*, resize: int, image_size: int) -> EvalTransform:
+def eval_transform(
+    *, resize: int, image_size: int, max_pixels: int = decode.MAX_PIXELS
+) -> EvalTransform:
     """Shorter side to `resize`, antialiased, and the central crop: bytes → uint8 [size, size, 3].
 
     Args:
       resize, image_size: 1 ≤ image_size ≤ resize.
+      max_pixels: the largest number of pixels to decode.
     """
     return lambda data: transforms.resize_and_crop(
-        decode.decode(data), resize=resize, size=image_size
+        decode.decode(data, max_pixels), resize=resize, size=image_size
     )
 
 

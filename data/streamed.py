@@ -84,7 +84,9 @@ class Streamed:
         used = ("kind", "flip", "area", "aspect", "resize_min", "resize_max", "policy", "magnitude")
         size = c.data.image_size
         transform = stream.train_transform(
-            image_size=size, **{name: c.augment[name] for name in used}
+            image_size=size,
+            max_pixels=c.data.max_pixels,
+            **{name: c.augment[name] for name in used},
         )
         return stream.train_stream(
             self.source("train"),
@@ -112,7 +114,9 @@ class Streamed:
         """Host batches over a split, resized and center-cropped, the last one padded."""
         c = self._config
         size = tested_size(c)
-        transform = stream.eval_transform(resize=max(size, c.eval.resize), image_size=size)
+        transform = stream.eval_transform(
+            resize=max(size, c.eval.resize), image_size=size, max_pixels=c.data.max_pixels
+        )
         return self.evaluation_with(split, transform, self.facts.image_shape)
 
     def evaluation_with(
@@ -160,17 +164,18 @@ class Streamed:
 
     def _sample(self) -> np.ndarray:
         """Training images, for statistics: the same on every process."""
-        train, size = self.source("train"), self._config.data.image_size
+        train, d = self.source("train"), self._config.data
+        size = d.image_size
         every = max(1, len(train) // NORMALIZATION_SAMPLE)
         sample = _Subset(train, np.arange(0, len(train), every)[:NORMALIZATION_SAMPLE])
         batches = stream.eval_stream(
             sample,
-            stream.eval_transform(resize=size, image_size=size),
+            stream.eval_transform(resize=size, image_size=size, max_pixels=d.max_pixels),
             **self._host_options(len(sample), (size, size, 3))
             | {"process_index": 0, "process_count": 1},
         )
         batch = next(iter(batches))
-        check_share(batch.corrupt, len(sample), self._config.data.max_corrupt_fraction)
+        check_share(batch.corrupt, len(sample), d.max_corrupt_fraction)
         return batch.arrays["image"][batch.arrays["valid"]]
 
 

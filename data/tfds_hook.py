@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from tensorflow_datasets.core.download import checksums
+from tensorflow_datasets.core.download import checksums, extractor, resource
 from tensorflow_datasets.core.utils import lazy_imports_utils
 
-from data.decode import decode
+from data.decode import MAX_PIXELS, DecodeError, decode
 from errors import UserError
 
 PINNED = "4.9.10"
+MAX_MEMBER = 2**30  # bytes; the largest there are, ImageNet's classes, have some 150 MB
 
 
 class _Eager:
@@ -50,13 +51,47 @@ def _encode_jpeg(image: Any, format: str = "", quality: int = 95) -> _Eager:
     return _encode(image, "JPEG", quality=quality)
 
 
-def _decode(data: bytes, channels: int = 0) -> _Eager:
-    """TFDS decodes only to repair ImageNet's CMYK and PNG files: always to RGB."""
-    del channels
-    return _Eager(decode(data))
+class _Members:
+    """Iterates over tar files as TFDS does; refuses members that claim to be larger than can be.
+
+    Attributes:
+      name: of the last one.
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def methods(self) -> dict[Any, Any]:
+        """What takes the place of TFDS's functions, by method of extraction."""
+        kinds = resource.ExtractMethod.TAR, resource.ExtractMethod.TAR_STREAM
+        return {kind: self._checked(extractor._EXTRACT_METHODS[kind]) for kind in kinds}
+
+    def _checked(self, iterate):
+        def members(archive):
+            within = isinstance(archive, io.BytesIO)
+            size = len(archive.getbuffer()) if within else os.path.getsize(archive)
+            for self.name, member in iterate(archive):
+                claimed = member.raw.size
+                if claimed > min(size, MAX_MEMBER):
+                    raise UserError(
+                        f"{self.name} claims to have {claimed:,} bytes, in an archive of {size:,}; "
+                        f"expected no more, and {MAX_MEMBER:,} at most. The archive is damaged or "
+                        "forged: get it again"
+                    )
+                yield self.name, member
+
+        return members
 
 
-def _substitute() -> types.SimpleNamespace:
+def _substitute(members: _Members, max_pixels: int) -> types.SimpleNamespace:
+    def decoded(data: bytes, channels: int = 0) -> _Eager:
+        """TFDS decodes only to repair ImageNet's CMYK and PNG files: always to RGB."""
+        del channels
+        try:
+            return _Eager(decode(data, max_pixels))
+        except DecodeError as error:
+            raise DecodeError(f"{members.name}: {error}") from error
+
     return types.SimpleNamespace(
         __version__="2.0.0",
         executing_eagerly=lambda: True,
@@ -70,9 +105,9 @@ def _substitute() -> types.SimpleNamespace:
         image=types.SimpleNamespace(
             encode_png=lambda image: _encode(image, "PNG"),
             encode_jpeg=_encode_jpeg,
-            decode_png=_decode,
-            decode_jpeg=_decode,
-            decode_image=_decode,
+            decode_png=decoded,
+            decode_jpeg=decoded,
+            decode_image=decoded,
         ),
     )
 
@@ -89,8 +124,12 @@ def _changed(mapping: dict[str, Any], changes: dict[str, Any]) -> Iterator[None]
         mapping.update(before)
 
 
-def without_tensorflow() -> AbstractContextManager[None]:
+@contextlib.contextmanager
+def without_tensorflow(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     """While open, TFDS's builders run without TensorFlow, whether or not it is installed.
+
+    Args:
+      max_pixels: of an image that has to be decoded.
 
     Raises:
       UserError: another TFDS than the one that this was written for and tested with.
@@ -100,7 +139,13 @@ def without_tensorflow() -> AbstractContextManager[None]:
             f"preparing data needs tensorflow-datasets {PINNED}, found {tfds.__version__}; "
             f"pip install tensorflow-datasets=={PINNED}"
         )
-    return _changed(lazy_imports_utils.tensorflow.__dict__, {"_module": _substitute()})
+    members = _Members()
+    module = {"_module": _substitute(members, max_pixels)}
+    with (
+        _changed(lazy_imports_utils.tensorflow.__dict__, module),
+        _changed(extractor._EXTRACT_METHODS, members.methods()),
+    ):
+        yield
 
 
 def accepting(

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from data import jpeg
-from data.decode import check_size, decode
+from data.decode import MAX_PIXELS, check_size, decode
 
 # Shrinking by more than this is antialiased in training crops as well. Up to 2, bilinear
 # interpolation reads every source pixel, takes half the time, and is what TensorFlow's resize does.
@@ -111,7 +111,9 @@ def rounded(box: Box, size: int) -> Box:
     return Box(top, left, round(box.top + box.height) - top, round(box.left + box.width) - left)
 
 
-def decode_crop(data: bytes, box: Box, *, size: int, flip: bool = False) -> np.ndarray:
+def decode_crop(
+    data: bytes, box: Box, *, size: int, flip: bool = False, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Decodes what `box` needs and resizes it to uint8 [size, size, 3], mirrored if `flip`.
 
     Args:
@@ -119,13 +121,14 @@ def decode_crop(data: bytes, box: Box, *, size: int, flip: bool = False) -> np.n
       box: within `image_size(data)`.
       size: side of the result.
       flip: mirror left-right.
+      max_pixels: of the whole image.
     Raises:
       DecodeError: see `decode`.
     """
     header = jpeg.read_header(data)
     image = None
     if header and header.orientation == 1:
-        check_size(header.height, header.width)
+        check_size(header.height, header.width, max_pixels)
         shrink = min(box.height, box.width) / size
         factor = next(f for f in (8, 4, 2, 1) if f <= max(shrink, 1))
         rows = min(header.height, math.ceil(box.top + box.height) + factor)
@@ -133,7 +136,7 @@ def decode_crop(data: bytes, box: Box, *, size: int, flip: bool = False) -> np.n
         if image is not None and factor > 1:
             box = Box(*(value / factor for value in box))
     if image is None:
-        image = decode(data)
+        image = decode(data, max_pixels)
     return _resized_box(image, box, size, flip)
 
 
@@ -198,15 +201,15 @@ def _antialiased(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     return np.asarray(resized)
 
 
-def resize_shorter_side(image: np.ndarray, side: int) -> np.ndarray:
+def resize_shorter_side(image: np.ndarray, side: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The whole image [height, width, 3] with its shorter side `side`, antialiased.
 
     Raises:
-      DecodeError: when the result would exceed the limit of `decode` (an extremely long image).
+      DecodeError: the result would have more than max_pixels (an extremely long image).
     """
     height, width, _ = image.shape
     new_height, new_width = resized_shape(height, width, side)
-    check_size(new_height, new_width)
+    check_size(new_height, new_width, max_pixels)
     resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)
     return np.asarray(resized)
 
@@ -224,17 +227,20 @@ def resize_and_crop(image: np.ndarray, *, resize: int, size: int) -> np.ndarray:
     )
 
 
-def ten_crop(image: np.ndarray, *, resize: int, size: int) -> np.ndarray:
+def ten_crop(
+    image: np.ndarray, *, resize: int, size: int, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """The standard 10-crop test (section 3.4): four corners and the centre, and their mirrors.
 
     Args:
       image: uint8 [height, width, 3].
       resize: the shorter side before cropping, 256 in the paper.
       size: side of each crop, ≤ resize.
+      max_pixels: of the resized image.
     Returns:
       uint8 [10, size, size, 3]: top left, top right, bottom left, bottom right, centre, mirrored.
     """
-    resized = resize_shorter_side(image, resize)
+    resized = resize_shorter_side(image, resize, max_pixels)
     y, x = (round((side - size) / 2) for side in resized.shape[:2])
     top, bottom, middle = resized[:size], resized[-size:], resized[y : y + size]
     corners = [top[:, :size], top[:, -size:], bottom[:, :size], bottom[:, -size:]]

@@ -5,13 +5,14 @@ signal ended it (SIGINT 130, SIGTERM 143, SIGHUP 129).
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from errors import UsageError, UserError
 from run import files
@@ -62,6 +63,20 @@ def printable(text: str, kept: str = "") -> str:
     return "".join(c if isinstance(c, str) else c.decode() for c in escaped)
 
 
+class _Output:
+    """Standard output in which nothing can reach the terminal but text (`printable`)."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(text, kept="\n\t"))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class _Printable(logging.Formatter):
     """What is logged may quote names of files and of arrays in them."""
 
@@ -83,8 +98,10 @@ def run(
     LOG.setLevel(logging.INFO)
     # While it trains, a run has its own way with signals; elsewhere there is nothing to save.
     before = set_handlers(dict.fromkeys(HANDLED, _end))
+    output: Any = _Output(sys.stdout)
     try:
-        return main(argv) or 0
+        with contextlib.redirect_stdout(output):
+            return main(argv) or 0
     except (UserError, MemoryError) as error:
         said = str(error)
         if isinstance(error, MemoryError):

@@ -12,7 +12,10 @@ import jax
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 ROOMS = ("", "configs", "data", "models", "models/ops", "run", "testing", "training", "weights")
 # JAX's own settings that change numbers.
-SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl")
+SETTINGS = (
+    *("jax_enable_x64", "jax_default_matmul_precision"),
+    *("jax_default_prng_impl", "jax_threefry_partitionable"),
+)
 
 
 def device() -> str:

@@ -131,8 +131,8 @@ def markdown_body(content: Mapping[str, Any], level: int = 1) -> list[str]:
 
 
 def _escaped(text):
-    """Markdown may hold HTML, and a result that somebody sent may hold a script."""
-    return text.replace("<", "&lt;")
+    """Markdown may hold HTML, and a result that somebody sent a script, or codes of a terminal."""
+    return command.printable(text).replace("<", "&lt;")
 
 
 def header_lines(head: Mapping[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ FREE_FIELDS = (
     "data.prefetch",
     "data.on_corrupt",
     "data.on_change",
+    "data.max_pixels",
     "data.max_corrupt_fraction",
     "optim.on_nonfinite",
 )

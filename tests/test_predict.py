@@ -107,6 +107,15 @@ def test_command_reports_the_unreadable_and_does_the_rest(run, tmp_path, capsys)
     assert predictions[0]["label"] in {str(i) for i in range(10)}
 
 
+def test_an_image_over_the_limit_is_named_and_the_limit_can_be_raised(run, capsys):
+    argv = [f"--workdir={run[0]}", str(run[1] / "a0.png")]
+    assert predict.main([*argv, "--max_pixels=63"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "a0.png: an image of 8 × 8, 64 pixels, exceeds the limit of 63" in said
+    assert "data.max_pixels" in said and "--max_pixels" in said
+    assert predict.main([*argv, "--max_pixels=64"]) == 0
+
+
 def test_table_and_overlays(run, tmp_path, capsys):
     workdir, folder, _ = run
     image = folder / "a0.png"

@@ -14,11 +14,13 @@ import input_pipeline
 import train
 from benchmarks import faults
 from configs import digits
-from data import stream
+from configs.fields import FIELDS
+from data import decode, stream
 from errors import UserError
 from run import logs
 from run.mesh import make_mesh
 from tests.support import ilsvrc
+from tests.support.untrained import make_workdir
 
 OPTIONS = {
     "model.width": 4,
@@ -163,6 +165,58 @@ def test_each_bad_file_ends_the_run_with_its_name(forms, form, tmp_path):
         config = make_config(dataset, data_dir, batch_size=2, num_steps=1, **split)
         with pytest.raises(UserError, match=rf"corrupt record .*{name_of(kind)}.*repair or remove"):
             train.train(config, tmp_path / kind)
+
+
+@pytest.fixture
+def with_a_large_one(tmp_path):
+    """A config of a folder with a small image and one of 50 × 60 in each split."""
+    for split in ("train", "val"):
+        (tmp_path / "images" / split / "thing").mkdir(parents=True)
+        for name, side in (("small", 20), ("large", 50)):
+            picture = ilsvrc.photograph(0, side=side).crop((0, 0, side + side // 5, side))
+            picture.save(tmp_path / "images" / split / "thing" / f"{name}.png")
+    options = {"batch_size": 2, "data.max_pixels": 2999, "data.on_corrupt": "error"}
+    return make_config(f"folder:{tmp_path / 'images'}", tmp_path, **options)
+
+
+TOO_LARGE = r"{}/thing/large\.png.*50 × 60, 3,000 pixels.*limit of 2,999, config\.data\.max_pixels"
+
+
+def test_an_image_over_the_limit_is_named_wherever_it_is_decoded(with_a_large_one, tmp_path):
+    config, mesh = with_a_large_one, make_mesh()
+    data = input_pipeline.open_data(config, mesh)
+    for kind in ("random_resized_crop", "none"):
+        config.augment.kind = kind
+        with pytest.raises(UserError, match=TOO_LARGE.format("train")):
+            next(data.feed(0))
+    make_workdir(config, tmp_path / "run")
+    config.eval.scales = (18,)
+    for protocol in ("center", "10crop", "multiscale"):
+        config.eval.protocol = protocol
+        with pytest.raises(UserError, match=TOO_LARGE.format("val")):
+            evaluate.run(config, tmp_path / "run")
+    config.data.normalization = "per_channel"
+    with pytest.raises(UserError, match=TOO_LARGE.format("train")):
+        input_pipeline.open_data(config, mesh)
+    config.data.max_pixels = 3000
+    assert next(input_pipeline.open_data(config, mesh).feed(0))["valid"].all()
+
+
+def test_an_image_over_the_limit_is_masked(with_a_large_one):
+    with_a_large_one.data.on_corrupt = "mask"
+    batch = next(input_pipeline.open_data(with_a_large_one, make_mesh()).feed(0))
+    assert batch["valid"].sum() == 1
+
+
+def test_the_default_limit_has_one_value():
+    assert FIELDS["data.max_pixels"].default == decode.MAX_PIXELS >= 61_000_000  # cameras have
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path):
+    with open(tmp_path / "x.png", "wb") as file:
+        file.truncate(2**40)  # takes no room
+    with pytest.raises(decode.DecodeError, match="1,099,511,627,776 bytes.*limit is 1,073,741,824"):
+        decode.read(tmp_path / "x.png")
 
 
 def test_a_file_that_cannot_be_read_is_named(forms, tmp_path):

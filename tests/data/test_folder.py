@@ -192,7 +192,7 @@ def test_loops_links_and_pipes_in_a_class_folder(pets, tmp_path, caplog):
         caplog.clear()
 
 
-@pytest.mark.parametrize("classes", [[], {"cat": 5}, {"cat": [5]}, "cat", None])
+@pytest.mark.parametrize("classes", [[], {"cat": 5}, {"cat": [5]}, {"cat": "ab"}, "cat", None])
 def test_a_damaged_cache_of_the_listing_is_built_anew(pets, tmp_path, classes):
     open_source(f"folder:{pets}", "train", str(tmp_path))
     cache = pets / ".index-train.json"

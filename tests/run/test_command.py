@@ -43,6 +43,12 @@ def test_what_main_returns_is_the_status():
     assert command.run(lambda argv: 1, []) == 1
 
 
+def test_what_is_printed_cannot_reach_the_terminal(capsys):
+    """Names of files and classes come from outside, whichever command prints them."""
+    assert command.run(lambda argv: print("cat\x1b]0;title\x07\t\x9bé", flush=True), []) == 0
+    assert capsys.readouterr().out == "cat\\x1b]0;title\\x07\t\\x9bé\n"
+
+
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [

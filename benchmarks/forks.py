@@ -1,0 +1,87 @@
+"""Runs of `main.py` in forks of one process that has imported JAX already: a start in a second.
+
+The parent must never use JAX itself, because a fork has none of the threads of its backend.
+"""
+
+import importlib
+import os
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO
+
+PACKAGES = (
+    *("main", "train", "evaluate", "data.resident", "data.streamed", "data.embedded"),
+    *("orbax.checkpoint", "matplotlib.pyplot", "tensorboardX", "sklearn.datasets"),
+    *("cv2", "simplejpeg"),
+)
+POLL_S = 0.01
+
+
+class Fork:
+    """A fork that runs `python main.py …`; as much of `subprocess.Popen` as `runs.Run` needs.
+
+    Args:
+      words: the command line, from `main.py` on.
+      environment: what JAX reads when it starts its backend.
+      output: takes what is printed.
+    """
+
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str], output: BinaryIO):
+        for package in PACKAGES:
+            importlib.import_module(package)
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.environ.update(environment)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            for stream in (1, 2):
+                os.dup2(output.fileno(), stream)
+            _end_with(lambda: _command(words))
+
+    def poll(self) -> int | None:
+        """The exit status, or None while it runs."""
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        """Waits for the exit status.
+
+        Raises:
+          TimeoutError: it still runs after so many seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"process {self.pid} still runs after {timeout} s")
+            time.sleep(POLL_S)
+        return status
+
+    def send_signal(self, signum: int) -> None:
+        """Sends a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+
+def _command(words):
+    import jax
+
+    import main
+    from run import command
+
+    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    return command.run(main.main, words)
+
+
+def _end_with(act):
+    """Ends this process with the status that `act()` returns."""
+    status = 1
+    try:
+        status = act()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
