@@ -146,7 +146,7 @@ def growth_lines(measured: Mapping[Row, Mapping[str, Policy]]) -> list[str]:
     if len(cifar) < 2:
         return []
     lines = []
-    for name in POLICIES:
+    for name in next(iter(cifar.values())):
         points = [(depth_of(row), p[name].temporary.per_image) for row, p in cifar.items()]
         depth, times = growth(points)
         lines.append((name, f"{depth:.2f}", f"{math.sqrt(depth):.2f}", f"{times:.2f}"))
@@ -154,11 +154,11 @@ def growth_lines(measured: Mapping[Row, Mapping[str, Policy]]) -> list[str]:
     return ["", *reports.table(header, lines)]
 
 
-def time_lines(rows: Iterable[Row], repetitions: int) -> list[str]:
-    """Seconds per step of every policy in turns, scanned."""
+def time_lines(rows: Iterable[Row], policies: Sequence[str], repetitions: int) -> list[str]:
+    """Seconds per step of the policies in turns, scanned."""
     lines = []
     for row in rows:
-        runs = {name: WholeStep.of(row, remat=name, scan_blocks=True).runner() for name in POLICIES}
+        runs = {name: WholeStep.of(row, remat=name, scan_blocks=True).runner() for name in policies}
         middle = take_turns(runs, repetitions)
         for name, (wall, processor) in middle.items():
             ratios = (wall / middle["none"][0], processor / middle["none"][1])
@@ -175,20 +175,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="*", default=ROWS, help="NETWORK:BATCH[:DTYPE], scanned")
     parser.add_argument("--unrolled", nargs="*", default=UNROLLED_ROWS, help="the same, unrolled")
     parser.add_argument("--timed", nargs="*", default=TIMED_ROWS, help="rows whose step is timed")
+    parser.add_argument("--policies", nargs="+", default=POLICIES, choices=POLICIES)
     parser.add_argument("--repetitions", type=int, default=5, help="timed turns of each policy")
     options = parser.parse_args(argv)
     where = reports.environment()
     limit = options.memory * GIB if options.memory else device_limit()
+    # "none" is what the others are shares of.
+    policies = list(dict.fromkeys(("none", *options.policies)))
 
     measured = {}
     for row in map(Row.parse, options.rows):
-        for name in POLICIES:
+        for name in policies:
             policy = measure(row, name, limit, scan_blocks=True)
             measured.setdefault(row, {})[name] = policy
             print(row, name, policy, file=sys.stderr, flush=True)
     unrolled = []
     for row in map(Row.parse, options.unrolled):
-        needs = {name: compiled_need(row, remat=name).temporary for name in POLICIES}
+        needs = {name: compiled_need(row, remat=name).temporary for name in policies}
         print(row, needs, file=sys.stderr, flush=True)
         for name, need in needs.items():
             shown = f"{need / MIB:,.0f}", f"{need / needs['none']:.2f}"
@@ -212,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "",
         f"Medians of {options.repetitions} turns of one step.",
         "",
-        *time_lines(map(Row.parse, options.timed), options.repetitions),
+        *time_lines(map(Row.parse, options.timed), policies, options.repetitions),
     ]
     reports.write(options.report, "Memory of a train step", options.command, lines)
 

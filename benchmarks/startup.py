@@ -24,7 +24,6 @@ from benchmarks import reports
 from errors import UserError
 
 ROOT = Path(__file__).parent.parent
-RECIPE = "configs/digits.py"
 FIRST_LOSS = 20  # the recipe's log_every
 MOMENTS = {
     "the first compilation (initialisation)": re.compile(r"Compiling jit\(_initial\)"),
@@ -49,13 +48,13 @@ def moments(lines: Iterable[tuple[float, str]]) -> dict[str, float]:
     return found
 
 
-def start(cache: str, workdir: str) -> dict[str, float]:
+def start(recipe: str, cache: str, workdir: str) -> dict[str, float]:
     """Starts `python main.py`, stops it after the first loss; returns its `moments`.
 
     Raises:
       UserError: the run ended before; the message has its last line.
     """
-    command = [sys.executable, "main.py", f"--config={RECIPE}", "--config.log_every=1"]
+    command = [sys.executable, "main.py", f"--config={recipe}", "--config.log_every=1"]
     started = time.perf_counter()
     process = subprocess.Popen(
         [*command, f"--workdir={workdir}"],
@@ -104,6 +103,7 @@ def report(cold: Sequence[Mapping[str, float]], warm: Sequence[Mapping[str, floa
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the turns and writes the report."""
     parser = reports.parser(__file__, __doc__)
+    parser.add_argument("--recipe", default="configs/digits.py", help="what is run")
     parser.add_argument("--repetitions", type=int, default=3, help="turns of a cold and a warm run")
     options = parser.parse_args(argv)
     where = reports.environment()
@@ -111,9 +111,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(options.repetitions):
             for name, runs in (("cold", cold), ("warm", warm)):
-                runs.append(start(f"{folder}/xla{turn}", f"{folder}/{name}{turn}"))
+                runs.append(start(options.recipe, f"{folder}/xla{turn}", f"{folder}/{name}{turn}"))
                 print(name, runs[-1], file=sys.stderr, flush=True)
-    note = f"`python main.py --config={RECIPE}`, medians of {options.repetitions} turns."
+    note = f"`python main.py --config={options.recipe}`, medians of {options.repetitions} turns."
     reports.write(
         options.report, "Start-up", options.command, [f"{where} {note}", "", *report(cold, warm)]
     )

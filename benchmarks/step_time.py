@@ -2,7 +2,8 @@
 
     python -m benchmarks.step_time --torch_python=/path/to/python-with-torch
 
-Every contender runs in a process of its own, and all take turns. Prints a row per network and
+Every contender runs in a process of its own, and all take turns; with `--only` one runs alone, so
+that a card's memory is its own, and joins the records of the others. Prints a row per network and
 contender: images/s, the median wall time of a step, processor time per step (all threads; on a
 machine shared with others the steadier figure), achieved operations per second, the share of the
 roofline, and the ratio of images/s to that of the Flax modules as they are installed. Ours and the
@@ -22,7 +23,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ import models
 from benchmarks import reports
 from benchmarks.step_server import words_of
 from benchmarks.whole_step import SHARED, Contender, Row, take_turns, timed
+from errors import UserError
 from models.block import BottleneckBlock
 from models.resnet import architecture
 from run import command, files
@@ -44,6 +46,7 @@ RESULTS = Path(__file__).with_suffix(".json")
 PEER, OURS = "Flax modules", "this repository"
 PEER_AT_ITS_BEST = "Flax modules, Eigen's convolutions"
 SCANNED = "this repository, scan_blocks"
+TORCH = ("torch", "torch, compiled")
 CPU_ROWS = ("resnet20:128", "resnet56:128", "resnet50:8", "resnet152:4")
 GPU_ROWS = tuple(
     f"{network}:{dtype}"
@@ -149,10 +152,12 @@ def contenders(row: Row, options: argparse.Namespace) -> dict[str, list[str]]:
     if options.torch_python:
         config, size, classes = row.recipe(options.size)
         script = Path(__file__).with_name("torch_peer.py")
-        for name, compiled in (("torch", False), ("torch, compiled", True)):
-            told = torch_options(config, size, classes, compiled)
+        for name in TORCH:
+            told = torch_options(config, size, classes, compiled=name != TORCH[0])
             words[name] = [options.torch_python, str(script), json.dumps(told)]
-    return words
+    if options.only and options.only not in words:
+        raise UserError(f"--only={options.only!r}: expected one of {', '.join(words)}.")
+    return {options.only: words[options.only]} if options.only else words
 
 
 def measure(row: Row, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -160,7 +165,7 @@ def measure(row: Row, options: argparse.Namespace) -> list[dict[str, Any]]:
 
     Args:
       row: a `Row`.
-      options: `scan`, `torch_python`, `size`, `repetitions` and `steps` of the command line.
+      options: `scan`, `only`, `torch_python`, `size`, `repetitions`, `steps` of the command line.
 
     Returns:
       A list of records, one per contender: what `RESULTS` holds.
@@ -188,7 +193,6 @@ def measure(row: Row, options: argparse.Namespace) -> list[dict[str, Any]]:
             "operations_per_s": operations / wall,
             "roofline": ideal / wall,
             "roofline_with_bn": with_bn / wall,
-            "ratio_to_flax": middle[PEER][0] / wall,
             "limits": f"{peak:.3g} operations/s, {bandwidth:.3g} B/s, {origin}",
             "turns": f"{options.repetitions} turns of {options.steps} step(s)",
             "measured": measured,
@@ -197,24 +201,30 @@ def measure(row: Row, options: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def report(records: Iterable[Mapping[str, Any]]) -> list[str]:
+def report(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """The table over all records, where and when each row was measured, what was not run."""
     header = ["network", "contender", "images/s", "step, ms", "processor, ms"]
     header += ["operations/s", "roofline", "with BN", "× Flax"]
     rows: list[Sequence[str]] = []
+    peers = {_label(r): r["step_ms"] for r in records if r["contender"] == PEER}
     origins = {}
     for r in records:
-        label = f"{r['network']}, {r['batch']} × {r['size']}², {r['dtype']}"
-        origins[label] = f"- {label}: {r['turns']}; limits {r['limits']}; {r['measured']}"
+        label = _label(r)
+        origins[f"- {label}: {r['turns']}; limits {r['limits']}; {r['measured']}"] = None
         numbers = (f"{r['images_per_s']:.1f}", f"{r['step_ms']:.0f}", f"{r['processor_ms']:.0f}")
         shares = f"{r['operations_per_s']:.3g}", f"{r['roofline']:.0%}"
-        with_bn, ratio = f"{r['roofline_with_bn']:.0%}", f"{r['ratio_to_flax']:.2f}"
+        with_bn = f"{r['roofline_with_bn']:.0%}"
+        ratio = f"{peers[label] / r['step_ms']:.2f}" if label in peers else ""
         rows.append((label, r["contender"], *numbers, *shares, with_bn, ratio))
     run = {f"{r['network']}:{r['batch']}:{r['dtype']}" for r in records}
     for text in GPU_ROWS:
         if text not in run:
             rows.append((text.replace(":", ", "), "all, on a GPU", "not run", *[""] * 6))
-    return [*reports.table(header, rows), "", *origins.values()]
+    return [*reports.table(header, rows), "", *origins]
+
+
+def _label(record):
+    return f"{record['network']}, {record['batch']} × {record['size']}², {record['dtype']}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -225,15 +235,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=0, help="per turn; 0: 20 on a GPU, else 1")
     parser.add_argument("--torch_python", help="an interpreter that has torch")
     parser.add_argument("--noscan", dest="scan", action="store_false", help="leave out scan_blocks")
+    parser.add_argument("--only", default="", help="one contender by its name in the table")
     parser.add_argument("--size", type=int, default=0, help="of images; 0: 224, or 32 for 6n+2")
     parser.add_argument("--results", type=Path, default=RESULTS, help="records; report beside it")
     options = parser.parse_args(argv)
     os.environ.update(SHARED)  # before JAX starts
     options.steps = options.steps or (STEPS_ON_GPU if jax.default_backend() == "gpu" else 1)
     records = json.loads(options.results.read_text()) if options.results.exists() else []
+    identity = ("network", "batch", "size", "dtype", *["contender"] * bool(options.only))
     for text in options.rows or (GPU_ROWS if jax.default_backend() == "gpu" else CPU_ROWS):
         new = measure(Row.parse(text), options)
-        records = reports.updated(records, new, ("network", "batch", "size", "dtype"))
+        records = reports.updated(records, new, identity)
         files.write_text(options.results, json.dumps(records, indent=1) + "\n")
         path = options.results.with_suffix(".md")
         reports.write(path, "Time of a train step", COMMAND, report(records))

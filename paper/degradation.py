@@ -56,7 +56,7 @@ def publish(args: argparse.Namespace, families: Sequence[str], title: str) -> No
             *depth_tables(runs, args.depths, experiment.suffixes(args)),
             result.table("Every run: training, test error (%)", *every_run(runs)),
         ],
-        figures=[draw(runs, args)],
+        figures=draw(runs, args),
         remarks=[plots.CAPTION],
         summary=summary,
         runs=runs,
@@ -135,12 +135,14 @@ def every_run(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[A
     return ["network", *(f"seed {seed}" for seed in seeds)], rows
 
 
-def draw(runs: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
-    """Draws `<args.out>/<args.name>.svg`; returns its name.
+def draw(runs: Sequence[dict[str, Any]], args: argparse.Namespace) -> list[str]:
+    """Draws `<args.out>/<args.name>.svg`; returns its name, or nothing without matplotlib.
 
     A row for every rate. In it a panel of curves for every family, and where there are several
     depths, the clean training loss at the end over the depths.
     """
+    if not plotting.can_draw(f"{args.name}.svg"):
+        return []
     families = [f for f in FAMILIES if any(run["name"].startswith(f) for run in runs)]
     suffixes = experiment.suffixes(args)
     columns = len(families) + (len(set(args.depths)) > 1)
@@ -163,4 +165,4 @@ def draw(runs: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
             plots.over_depths(row[-1], runs, words, args.depths, f"at the end{suffix}")
     bold = "held-out images" if args.validation_size else "test"
     plots.legend(figure, [f"{depth} layers" for depth in args.depths], bold)
-    return plots.save(figure, args.out, args.name)
+    return [plots.save(figure, args.out, args.name)]

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None, name: str = "figure4") -> None:
             *tables(summary, args.dataset == numbers.TABLE2_DATASET),
             *degradation.depth_tables(runs, args.depths, experiment.suffixes(args)),
         ],
-        figures=[degradation.draw(runs, args)],
+        figures=degradation.draw(runs, args),
         remarks=[plots.CAPTION],
         summary=summary,
         runs=runs,

@@ -1,13 +1,8 @@
 """The plot of a run's curves."""
 
-import importlib.util
-import logging
-
 from run import plotting
 from run.logs import TRAINING_IMAGES, read_lines
 from run.workdir import Workdir
-
-LOG = logging.getLogger("residual")
 
 
 def plot_curves(workdir: Workdir) -> None:
@@ -16,8 +11,7 @@ def plot_curves(workdir: Workdir) -> None:
     As in the paper's figures, thin lines are training and bold lines are held-out images. Training
     batches are drawn as they were trained on, and the legend says what was done to them.
     """
-    if not importlib.util.find_spec("matplotlib"):
-        LOG.warning("matplotlib is not installed: there is no %s", workdir.curves.name)
+    if not plotting.can_draw(workdir.curves.name):
         return
     lines, augment = read_lines(workdir.metrics), workdir.read_config().augment
     treated = {"augmented": augment.kind != "none", "mixed": augment.mixup or augment.cutmix}

@@ -1,11 +1,23 @@
 """Drawing without a display, and writing a figure whole or not at all."""
 
+import importlib.util
+import logging
 import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from run import files
+
+LOG = logging.getLogger("residual")
+
+
+def can_draw(name: str) -> bool:
+    """Whether matplotlib is installed; if not, the log says that there is no figure `name`."""
+    if importlib.util.find_spec("matplotlib"):
+        return True
+    LOG.warning("matplotlib is not installed: there is no %s", name)
+    return False
 
 
 def pyplot() -> ModuleType:

@@ -1,18 +1,21 @@
 """What a GPU would run: the program that XLA compiles for one, where JAX has its CUDA plug-in."""
 
 import importlib.metadata
+import importlib.util
 import json
 
 import pytest
+from jax.experimental import topologies
 
 from benchmarks import gpu_program, reports
 from benchmarks.hlo import Program, size_of
 from benchmarks.whole_step import Row
 from errors import UserError
-from tests.support import markdown
+from tests.support import families, markdown
 
 PLUGINS = importlib.metadata.entry_points(group="jax_plugins")
 HAS_CUDA = any(plugin.name.startswith("xla_cuda") for plugin in PLUGINS)
+HAS_TPU = importlib.util.find_spec("libtpu") is not None
 compiles = pytest.mark.skipif(not HAS_CUDA, reason="needs jax[cuda13], Python 3.12 or newer")
 ROW, SMALL = Row("resnet18", 2), {"size": 32, "width": 8}
 
@@ -130,10 +133,21 @@ def test_a_small_step_compiles_for_the_card_and_has_no_sum_in_free_order(tmp_pat
 
 @compiles
 @pytest.mark.slow
-def test_no_kernel_adds_atomically(tmp_path):
-    """The machine code (PTX) of every kernel that XLA writes."""
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_no_family_has_a_sum_in_free_order_on_a_gpu(family, tmp_path):
+    """Neither in the compiled program nor in the machine code (PTX) of XLA's own kernels."""
     options = gpu_program.OPTIONS | {"xla_dump_to": str(tmp_path), "xla_dump_emitter_re": ".*"}
-    gpu_program.compiled(ROW._replace(dtype="bfloat16"), "unrolled", options=options, **SMALL)
+    step = families.step(family, devices=gpu_program.gpu_devices(), options=options)
+    assert Program(step.lower().compile().as_text()).free_sums() == []
     code = "".join(path.read_text() for path in tmp_path.glob("*.ptx"))
     assert ".visible .entry" in code
     assert not [line for line in code.splitlines() if line.strip().startswith(("atom.", "red."))]
+
+
+@pytest.mark.skipif(not HAS_TPU, reason="needs jax[tpu]")
+@pytest.mark.slow
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_no_family_has_a_sum_in_free_order_on_a_tpu(family):
+    topology = topologies.get_topology_desc("v5e:2x2", "tpu")
+    step = families.step(family, devices=topology.devices)
+    assert Program(step.lower().compile().as_text()).free_sums() == []

@@ -6,14 +6,15 @@ import re
 import pytest
 
 from benchmarks.whole_step import Row, WholeStep
+from tests.support import families
 
 ROW = Row("resnet18", 2)
 SIZE, WIDTH = 32, 4
 
 
-def operations(step, platform):
-    """How often each operation stands in the program of the whole train step."""
-    text = step.trace().lower(lowering_platforms=(platform,)).as_text()
+def operations(traced, platform):
+    """How often each operation stands in the program of a traced train step."""
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
     # Whole tokens of the program; names of files would stand elsewhere.
     return collections.Counter(re.findall(r"\bstablehlo\.(\w+)", text))
 
@@ -21,8 +22,9 @@ def operations(step, platform):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_the_step_is_that_of_plain_flax_modules(platform, dtype):
-    ours = operations(WholeStep.of(ROW._replace(dtype=dtype), SIZE, width=WIDTH), platform)
-    flax = operations(WholeStep.of_flax(ROW._replace(dtype=dtype), SIZE, width=WIDTH), platform)
+    row = ROW._replace(dtype=dtype)
+    ours = operations(WholeStep.of(row, SIZE, width=WIDTH).trace(), platform)
+    flax = operations(WholeStep.of_flax(row, SIZE, width=WIDTH).trace(), platform)
     assert ours["convolution"] == flax["convolution"] == 3 * 20 - 1
     for name in ("optimization_barrier", "case", "custom_call", "scatter", "sort", "while"):
         assert ours[name] == 0, name
@@ -39,7 +41,8 @@ def test_the_step_is_that_of_plain_flax_modules(platform, dtype):
 def test_bn_groups_move_no_array():
     row = Row("resnet18", 4, "bfloat16")
     whole, groups = (
-        operations(WholeStep.of(row, SIZE, width=WIDTH, bn_group_size=n), "cuda") for n in (0, 2)
+        operations(WholeStep.of(row, SIZE, width=WIDTH, bn_group_size=n).trace(), "cuda")
+        for n in (0, 2)
     )
     for name in ("transpose", "concatenate", "slice", "gather", "scatter", "while", "dot_general"):
         assert groups[name] <= whole[name], name
@@ -49,23 +52,18 @@ def test_bn_groups_move_no_array():
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_loops_have_xlas_convolutions_too(platform):
     step = WholeStep.of(Row("resnet20", 2), 8, width=WIDTH, scan_blocks=True)
-    found = operations(step, platform)
+    found = operations(step.trace(), platform)
     assert found["while"] == 6  # three stages, forward and backward
     assert not found["optimization_barrier"] and not found["case"] and not found["custom_call"]
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"preactivation": True, "shortcut": "C"},
-        {"residual": False, "stem_pool": "unpadded", "output_stride": 8},
-        {"remat": "block", "space_to_depth": True, "dtype": "bfloat16"},
-    ],
-    ids=str,
-)
-def test_no_sum_has_a_free_order(fields, platform):
-    """`tests/benchmarks/test_gpu_program.py` reads the same from the compiled program."""
-    found = operations(WholeStep.of(ROW, SIZE, width=WIDTH, **fields), platform)
-    for name in ("scatter", "select_and_scatter", "reduce_window", "sort", "rng", "custom_call"):
-        assert not found[name], name
+@pytest.mark.slow
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_no_sum_has_a_free_order(family):
+    """`tests/benchmarks/test_gpu_program.py` reads the same from the compiled programs."""
+    traced = families.step(family).trace()
+    for platform in ("cuda", "tpu"):
+        found = operations(traced, platform)
+        for name in ("scatter", "select_and_scatter", "reduce_window", "sort", "rng"):
+            assert not found[name], (platform, name)
+        assert not found["custom_call"], platform

@@ -138,15 +138,16 @@ def test_the_peer_of_a_dead_process_ends_with_a_message(signum, options, tmp_pat
 @pytest.mark.slow
 def test_four_processes_of_two_devices_stop_go_on_and_are_evaluated(options, tmp_path):
     """Against one process of eight: the same images, keys and BN groups, sums in another order."""
-    options |= {"num_steps": 40, "log_every": 1, "checkpoint_every": 10, "eval_every": 20}
+    options |= {"num_steps": 20, "log_every": 1, "checkpoint_every": 10, "eval_every": 10}
+    options |= {"optim.ema_decay": 0.0}
     together, alone = tmp_path / "four", tmp_path / "one"
     env = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
     one = faults.Run(alone, options, devices=8, env=env)
     runs = runs_of(together, options, 4, devices=2, env=env)
-    assert runs[0].wait_until(lambda: faults.last_step(together) >= 5), runs[0].said()
+    assert runs[0].wait_until(lambda: faults.last_step(together) >= 2), runs[0].said()
     runs[3].kill(signal.SIGTERM)
     assert [run.wait() for run in runs] == [143] * 4, runs[0].said()
-    assert Checkpoints(together, read_only=True).steps()[-1] < 40
+    assert Checkpoints(together, read_only=True).steps()[-1] < 20
     runs = runs_of(together, options, 4, devices=2, env=env)
     assert [run.wait() for run in runs] == [0] * 4, runs[0].said()
     assert "Continuing after step" in runs[0].said()
@@ -158,8 +159,8 @@ def test_four_processes_of_two_devices_stop_go_on_and_are_evaluated(options, tmp
         assert ours[0][name] == pytest.approx(theirs[0][name], rel=1e-6)
     assert ours[4]["loss"] == pytest.approx(theirs[4]["loss"], rel=1e-3)
     assert ours[-1]["images"] == theirs[-1]["images"] == 899
-    runs = runs_of(together, options, 4, "--mode=evaluate", devices=2, env=env)
-    assert [run.wait() for run in runs] == [0] * 4, runs[0].said()
+    runs = runs_of(together, options, 2, "--mode=evaluate", devices=4, env=env)
+    assert [run.wait() for run in runs] == [0] * 2, runs[0].said()
     found = json.loads((together / "evaluation.json").read_text())
     assert found["top1_error"] == ours[-1]["top1_error"]
 
