@@ -106,17 +106,9 @@ def predict(
     batch_size: int = 32,
     with_maps: bool = False,
 ) -> Iterator[Prediction]:
-    """Classifies image files, batch by batch.
+    """Classifies image files, `batch_size` at once; yields a `Prediction` for each, in order.
 
-    Args:
-      network: the run whose network it is.
-      paths: files.
-      top_k: classes per image; all when there are fewer.
-      batch_size: images computed at once.
-      with_maps: compute class activation maps too.
-
-    Yields:
-      one `Prediction` per path, in order.
+    `top_k` classes per image, or all when there are fewer; `with_maps` with activation maps.
     """
     shape = network.facts.image_shape
     top_k = min(top_k, network.facts.num_classes)
@@ -163,9 +155,6 @@ def overlay(image: np.ndarray, activation_map: np.ndarray) -> Image.Image:
     Args:
       image: uint8 `[height, width, channels]`.
       activation_map: float `[h, w]`, any range; its minimum and maximum become the scale's ends.
-
-    Returns:
-      a PIL image.
     """
     from matplotlib import colormaps
 
@@ -195,12 +184,6 @@ def save_picture(picture: Image.Image, path: Path, folder: Path, ending: str, ad
     with files.explained(target, advice), files.whole(target) as temporary:
         picture.save(temporary, "png")
     return target
-
-
-def save_overlay(prediction: Prediction, folder: Path) -> Path:
-    """Writes the overlay of a prediction into `folder`, as `save_picture` does."""
-    picture = overlay(prediction.image, prediction.activation_map)
-    return save_picture(picture, prediction.path, folder, ".cam.png", "choose another --cam_dir")
 
 
 def _as_dict(prediction: Prediction, label_names: Sequence[str]) -> dict[str, Any]:
@@ -263,7 +246,9 @@ def main(argv: Sequence[str] | None) -> int:
             tqdm.write(command.printable(unread), file=sys.stderr)
             continue
         if flags.cam:
-            entry["cam"] = str(save_overlay(prediction, cam_dir))
+            picture = overlay(prediction.image, prediction.activation_map)
+            where = (prediction.path, cam_dir, ".cam.png", "choose another --cam_dir")
+            entry["cam"] = str(save_picture(picture, *where))
         if not flags.json:
             tqdm.write(_table(entry))
     if flags.json:

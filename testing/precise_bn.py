@@ -135,11 +135,7 @@ def _moments(model, data, mesh):
 
 def _map_layers(convert, stats):
     """Applies `convert` to every BN layer's `{'mean', 'var'}`."""
-    return jax.tree.map(
-        lambda layer: convert(layer),
-        stats,
-        is_leaf=lambda node: isinstance(node, dict) and "mean" in node,
-    )
+    return jax.tree.map(convert, stats, is_leaf=lambda node: "mean" in node)
 
 
 def _read(folder, run, batches):

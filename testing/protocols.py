@@ -34,7 +34,6 @@ class View(NamedTuple):
 
 
 Views = tuple[View, ...]
-
 TOP_K = 5
 
 
@@ -85,7 +84,8 @@ def resized_on_device(
 
     Normalised first: a per-pixel mean is resized with the image.
     """
-    views = _normalized(_with_mirror(images), normalization)
+    both = jnp.stack([images, images[:, :, ::-1]], axis=1)
+    views = _normalized(both, normalization)
     batch, count, height, width, channels = views.shape
     shapes = [transforms.resized_shape(height, width, scale) for scale in scales]
     return tuple(
@@ -100,16 +100,13 @@ def unpacked(
     views = []
     for image, sizes in padded.unpack(images, shapes):
         mean, std = (jnp.asarray(constant, jnp.float32) for constant in normalization)
-        if mean.ndim == 3:
-            mean = padded.resized(mean, sizes, image.shape[1:3])[:, None]
+        per_pixel = mean.ndim == 3
+        if per_pixel:
+            mean = padded.resized(mean, sizes, image.shape[1:3])
         both = jnp.stack([image, padded.mirrored(image, sizes)], axis=1)
-        mean, std = (c.reshape((1,) * (both.ndim - c.ndim) + c.shape) for c in (mean, std))
-        views.append(View((both.astype(jnp.float32) - mean) / std, sizes))
+        of_each = jax.vmap(normalize, (0, 0 if per_pixel else None, None))
+        views.append(View(of_each(both, mean, std), sizes))
     return tuple(views)
-
-
-def _with_mirror(images):
-    return jnp.stack([images, images[:, :, ::-1]], axis=1)
 
 
 def _normalized(views, normalization):
