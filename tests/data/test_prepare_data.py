@@ -234,7 +234,7 @@ def test_damaged_archives_are_user_errors(tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:30_000])
     arguments = ["imagenet2012", "--from", tmp_path, "--data_dir", tmp_path / "data"]
     assert run(*arguments) == 1
-    assert "is an archive damaged?" in capsys.readouterr().err
+    assert "The archive is damaged" in capsys.readouterr().err  # a member is larger than the file
     ilsvrc.write_archives(tmp_path)
     assert run(*arguments) == 0
 
