@@ -24,6 +24,25 @@ def images(height=9, width=7, channels=3):
         return jax.random.normal(jax.random.key(1), (2, height, width, channels))
 
 
+def gradients(model, variables):
+    def loss(params):
+        (logits, _), updated = model.apply(
+            {**variables, "params": params}, images(), train=True, mutable=["batch_stats"]
+        )
+        return jnp.square(logits - 1).sum(), updated["batch_stats"]
+
+    (value, stats), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    return value, stats, grads
+
+
+@functools.cache
+def one_by_one(preactivation):
+    """Variables of a network of single blocks, and what they give."""
+    base = small(depth=32, preactivation=preactivation)
+    variables = jax.jit(lambda: base.init(KEY, images(), train=False))()
+    return variables, gradients(base, variables)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "form",
@@ -41,21 +60,8 @@ def test_forms_compute_the_same(form, monkeypatch):
     """Scanning and recomputing change neither numbers (to rounding) nor the tree on disk."""
     # Five blocks, four of them scanned, make two unequal segments.
     monkeypatch.setattr("models.scanned.KEPT_PER_BLOCK", 0.5)
-    base = small(depth=32, preactivation=form.get("preactivation", False))
+    variables, expected = one_by_one(form.get("preactivation", False))
     other = small(depth=32, **form)
-    variables = jax.jit(lambda: base.init(KEY, images(), train=False))()
-
-    def gradients(model, variables):
-        def loss(params):
-            (logits, _), updated = model.apply(
-                {**variables, "params": params}, images(), train=True, mutable=["batch_stats"]
-            )
-            return jnp.square(logits - 1).sum(), updated["batch_stats"]
-
-        (value, stats), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
-        return value, stats, grads
-
-    expected = gradients(base, variables)
     own = stack_blocks(variables) if other.scan_blocks else variables
     own_init = jax.eval_shape(lambda: other.init(KEY, images(), train=False))
     assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, own_init)
