@@ -16,7 +16,7 @@ def random_variables(block, x):
 
 
 def terms(block, variables, x, train=False):
-    """What the block's methods f, shortcut and g (a gate) return for x."""
+    """What the block's methods f, shortcut and g (a gate) return for x, and its "output"."""
 
     @jax.jit
     def run(variables, x):
@@ -29,5 +29,6 @@ def terms(block, variables, x, train=False):
             rngs={"dropout": jax.random.key(2)},
         )
 
-    _, state = run(variables, x)
-    return {name: np.asarray(kept[-1]) for name, kept in state["intermediates"].items()}
+    output, state = run(variables, x)
+    kept = {name: np.asarray(kept[-1]) for name, kept in state["intermediates"].items()}
+    return kept | {"output": np.asarray(output)}
