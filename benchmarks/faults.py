@@ -32,9 +32,7 @@ from run.checkpoint import Checkpoints
 from run.whole_folders import UNFINISHED
 from run.workdir import Workdir
 
-FAILURES = (
-    *("lost", "unreadable", "different", "different from 1 × 2", "cause not named", "silent"),
-)
+FAILURES = ("lost", "unreadable", "different", "different from 1 × 2", "cause not named", "silent")
 PHASES = ("before the first step", "while training", "inside a save", "after the last step")
 # Digits and the smallest network, with everything on that a checkpoint can hold.
 SMALL = {

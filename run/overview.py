@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from configs import base
 from errors import UserError, first_line
 from run import files, logs
+from run.command import printable
 from run.workdir import RUN, Workdir
 
 COLUMNS = ("run", "network", "state", "step", "validation", "test", "age")
@@ -48,7 +49,8 @@ def find(folder: str | Path) -> tuple[list[Run], list[str]]:
       UserError: there is no such folder.
     """
     if not files.at(folder).is_dir():
-        raise UserError(f"{shown(folder)}: there is no such folder; expected one of workdirs.")
+        shown = printable(str(folder))
+        raise UserError(f"{shown}: there is no such folder; expected one of workdirs.")
     runs: list[Run] = []
     unreadable: list[OSError] = []
     for path, folders, names in files.walk(folder, unreadable.append):
@@ -157,22 +159,17 @@ def _choices(run, names):
     return ", ".join(f"{name}={fields[name]}" for name in names if name in fields)
 
 
-def shown(text: object) -> str:
-    """A text with every character that does not print as an escape, e.g. of a terminal's codes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
 def listing(runs: Sequence[Run], unreadable: Sequence[str] = ()) -> Iterator[str]:
     """The lines of a table: a run, below it its choices and what is damaged."""
     names = differing(runs)
-    rows = [COLUMNS, *(tuple(map(shown, run.cells)) for run in runs)]
+    rows = [COLUMNS, *(tuple(map(printable, run.cells)) for run in runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row, run in zip(rows, [None, *runs], strict=True):
         yield "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip()
         if run is not None:
             notes = [_choices(run, names), *(f"damaged: {problem}" for problem in run.problems)]
-            yield from (f"    {shown(note)}" for note in notes if note)
-    yield from (f"not read: {shown(problem)}" for problem in unreadable)
+            yield from (f"    {printable(note)}" for note in notes if note)
+    yield from (f"not read: {printable(problem)}" for problem in unreadable)
 
 
 def page(runs: Sequence[Run], unreadable: Sequence[str] = ()) -> str:
@@ -207,7 +204,7 @@ def page(runs: Sequence[Run], unreadable: Sequence[str] = ()) -> str:
 
 
 def _html(text):
-    return html.escape(shown(text))
+    return html.escape(printable(str(text)))
 
 
 def _chart(lines, name, last_step, top, title):
