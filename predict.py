@@ -28,7 +28,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
-from tqdm import tqdm
 
 from data import transforms
 from data.class_names import readable
@@ -38,6 +37,7 @@ from data.normalization import normalize
 from errors import UserError
 from models.activation_map import class_activation_map
 from run import command, files
+from run.progress import tqdm
 from run.workdir import Workdir
 from testing.opened_run import OpenedRun, load, shorter_side, weights_alone
 

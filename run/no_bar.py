@@ -1,7 +1,7 @@
 """What stands in for tqdm's progress bar where tqdm is not installed: nothing is shown."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 
 class NoBar:
@@ -29,6 +29,11 @@ class NoBar:
 
     def set_postfix_str(self, text: str) -> None:
         """Nothing to write it on."""
+
+    @staticmethod
+    def write(text: str, file: TextIO | None = None) -> None:
+        """A line of output, which a bar that is shown would stand below."""
+        print(text, file=file)
 
     @staticmethod
     def format_interval(seconds: float) -> str:

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data import small_sets
 from run import logs
@@ -44,6 +46,9 @@ def test_digits_train_resume_and_evaluate(tmp_path):
     assert "nothing to do" in run(*words)
     assert (tmp_path / "run" / "metrics.jsonl").is_file()
     run("main.py", "--mode=evaluate", f"--workdir={tmp_path}/run")
+    picture = tmp_path / "grey.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(picture)
+    assert "grey.png" in run("predict.py", f"--workdir={tmp_path}/run", picture)
 
 
 @pytest.mark.slow
