@@ -33,6 +33,7 @@ def evaluated(workdir, **fields):
     return evaluate.run(config, workdir)
 
 
+@pytest.mark.slow
 def test_the_workdir_alone_gives_the_final_result_again(workdir, capsys):
     final = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     result = evaluated(workdir)
@@ -46,6 +47,7 @@ def test_the_workdir_alone_gives_the_final_result_again(workdir, capsys):
     assert line in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["10crop", "multiscale"])
 def test_protocols_of_a_run(workdir, protocol):
     result = evaluated(workdir, protocol=protocol, ensemble=(str(workdir),))

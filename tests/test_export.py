@@ -55,6 +55,7 @@ def images():
     return np.random.RandomState(0).randint(0, 256, (5, 8, 8, 1), np.uint8)
 
 
+@pytest.mark.slow
 def test_stablehlo_runs_without_this_code_at_any_batch_size(network, images, tmp_path):
     path = tmp_path / "model.stablehlo"
     export.export(network, "stablehlo", path)
@@ -179,6 +180,7 @@ def test_onnx_says_what_to_do_instead(network, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_command(network, tmp_path):
     def status(*arguments):
         command = [sys.executable, "export.py", *arguments]

@@ -107,6 +107,7 @@ def build(flat):
     jax.eval_shape(optim.optimizer(config.optim).init, params)
 
 
+@pytest.mark.slow
 @fuzz("configs", overrides())
 def test_a_config_builds_a_network_or_is_refused(flat):
     try:
@@ -164,6 +165,7 @@ ARGUMENTS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @fuzz("command lines", st.lists(ARGUMENTS, max_size=3))
 def test_a_command_line_is_understood_or_refused(arguments):
     assume(not any("help" in word or word == "-h" for word in arguments))

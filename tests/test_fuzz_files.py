@@ -156,6 +156,7 @@ def images(draw):
     return encoded(draw(st.sampled_from(["JPEG", "PNG", "GIF", "BMP"])), "RGB", *size)
 
 
+@pytest.mark.slow
 @fuzz("files to classify", whole=images(), anything=st.one_of(st.binary(max_size=200), damaged()))
 def test_any_file_is_classified_or_named(network, tmp_path_factory, whole, anything):
     """A good file, whatever its size, is classified beside one of arbitrary bytes."""

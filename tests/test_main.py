@@ -37,6 +37,7 @@ def command(tmp_path_factory, data_dir):
     return run
 
 
+@pytest.mark.slow
 def test_train_again_change_evaluate(command, data_dir, tmp_path):
     workdir = tmp_path / "run"
     arguments = (
@@ -116,6 +117,7 @@ def test_wrong_usage_is_status_2(command, arguments, named):
     assert named in err
 
 
+@pytest.mark.slow
 def test_unprepared_imagenet_says_how_in_two_lines(command, tmp_path):
     status, _, err = command(
         "--config=configs/resnet50.py",
@@ -135,6 +137,7 @@ def test_help_lists_modes_and_fields(command):
         assert word in out
 
 
+@pytest.mark.slow
 def test_summary_needs_no_data(command, tmp_path):
     status, out, _ = command(
         "--config=configs/resnet50.py", "--mode=summary", f"--config.data_dir={tmp_path}"

@@ -47,6 +47,7 @@ def logits_of(network, images):
     return network.model.apply(network.variables, normalized, train=False)
 
 
+@pytest.mark.slow
 def test_files_give_the_probabilities_of_their_pixels(run):
     workdir, folder, images = run
     network = opened_run.load(workdir)
@@ -165,6 +166,7 @@ def test_overlay_is_red_where_the_map_is_high():
     assert flat.size == (224, 224)
 
 
+@pytest.mark.slow
 def test_exit_codes(tmp_path):
     def status(*arguments):
         command = [sys.executable, "predict.py", *arguments]

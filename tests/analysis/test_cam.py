@@ -12,6 +12,7 @@ from run import command
 from tests.support.analysed import outcome, random_images, random_network
 
 
+@pytest.mark.slow
 def test_the_map_adds_up_to_the_logit(small):
     model, variables = small
     classes = jnp.array([1, 7, 7])
@@ -57,6 +58,7 @@ def test_endpoint_gradients_obey_the_chain_rule(endpoint, fields, side):
     np.testing.assert_allclose(chained, direct, atol=1e-4 * float(jnp.abs(direct).max()))
 
 
+@pytest.mark.slow
 def test_grad_cam_at_the_last_stage_is_the_positive_part_of_cam(small):
     model, variables = small
     classes = jnp.array([2, 3, 4])
@@ -90,6 +92,7 @@ def test_mosaics_are_made_of_four_classes():
         cam.mosaics_of_four(images, np.arange(6) % 3, 1)
 
 
+@pytest.mark.slow
 def test_something_to_look_at_is_needed(workdir):
     for argv in ([f"--workdir={workdir}"], ["photo.jpg"], ["--weights=a.pth", "--mosaics=2"]):
         with pytest.raises(UserError, match="--workdir"):

@@ -66,6 +66,7 @@ def test_decay_is_fitted_from_curves_of_known_decay():
     assert gradients.fit([[2, 0.5], [4, -0.1], [6, 0.2]]) == (None, None)
 
 
+@pytest.mark.slow
 def test_gradients_at_the_blocks_obey_the_chain_rule(small):
     """The first block's input is the stem's output: its gradient, pulled back, is the image's."""
     model, variables = small
@@ -101,6 +102,7 @@ def test_factors_go_over_blocks_with_an_identity_shortcut():
     assert propagation.factor(blocks, "gradient") == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_initialised_networks_are_normalised_by_the_images():
     model, variables = propagation.initialised(CIFAR, 10, random_images(8), 0)
     _, endpoints = model.apply(variables, random_images(8), train=False)

@@ -18,6 +18,7 @@ def test_images_move_over_zeros():
     assert images.min() == 1 and (invariance.shift(images, 0, axis=1) == images).all()
 
 
+@pytest.mark.slow
 def test_the_border_is_what_padding_reaches(small):
     model, variables = small  # one block per stage: 2·(1 + 2) + 1 = 7 pixels see stage 1
     reach = invariance.reach_of_padding(model, variables, 3)
@@ -28,6 +29,7 @@ def test_the_border_is_what_padding_reaches(small):
     assert "stage3" not in invariance.reach_of_padding(deep, variables, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [8, 7])
 def test_convolutions_are_equivariant_to_the_last_bit(small, side):
     """At whole positions, without the positions that padding reaches: exactly 0; else it is not."""
@@ -67,6 +69,7 @@ def test_relative_change():
     assert invariance.change(moved, reference) == pytest.approx((0 + 0.5) / 2)
 
 
+@pytest.mark.slow
 def test_invariance_of_a_run(workdir):
     argv = [f"--workdir={workdir}", "--images=20", "--max_shift=4"]
     assert command.run(invariance.main, argv) == 0

@@ -17,6 +17,7 @@ from testing import opened_run
 from tests.support.analysed import outcome, random_images, random_network
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_branch_and_shortcut(small):
     model, variables = small
     images = random_images()
@@ -40,6 +41,7 @@ def test_a_plain_network_has_no_shortcuts():
         residuals.branch_norms(model, variables, random_images())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -69,6 +71,7 @@ def test_blocks_are_counted_in_order():
     assert names == [("stage1", "block1"), ("stage1", "block2"), ("stage1", "block10")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 def test_identity_blocks_return_their_input(residual, train):
@@ -89,6 +92,7 @@ def test_identity_blocks_return_their_input(residual, train):
         np.testing.assert_allclose(y, x, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_plain_lesion_is_the_identity():
     """With every second block dropped, the deeper network computes what the shallower does."""
     model, variables = random_network(depth=14, residual=False)
@@ -105,6 +109,7 @@ def test_a_plain_lesion_is_the_identity():
     np.testing.assert_array_equal(*logits)
 
 
+@pytest.mark.slow
 def test_blocks_exchange_their_places():
     _, variables = random_network(depth=20)
     equal = lesions.equal_blocks(variables)
@@ -148,6 +153,7 @@ def test_residuals_of_runs(workdir, tmp_path):
     assert len(json.loads((tmp_path / "residuals.json").read_text())["measured"]) == 2
 
 
+@pytest.mark.slow
 def test_sensitivity_is_that_of_the_equation(small):
     model, variables = small
     images, labels = random_images(4), jnp.array([0, 1, 2, 3])

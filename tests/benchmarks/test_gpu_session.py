@@ -38,6 +38,7 @@ def test_what_is_done_is_not_run_again_and_the_rest_is(tmp_path):
     assert "| first: quick | done |" in text and "    other" in text
 
 
+@pytest.mark.slow
 def test_a_job_ends_with_its_time_and_what_is_left_is_not_run(tmp_path, monkeypatch):
     found = run(SLOW, 2, {})
     assert found["state"].startswith("out of time after 2 s") and found["said"] in ([], ["began"])

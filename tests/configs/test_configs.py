@@ -39,6 +39,7 @@ def flat(config):
     return base.flatten(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("arg", ["", "goyal", "quick", "rsb_a3", "torchvision_v2", "lars,quick"])
 def test_imagenet_recipes_build(name, arg):

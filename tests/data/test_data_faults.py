@@ -153,6 +153,7 @@ def test_no_batch_shows_a_black_image(forms, form):
         assert any(np.array_equal(masked, image) for image in images[valid])
 
 
+@pytest.mark.slow
 @FORMS
 def test_each_bad_file_ends_the_run_with_its_name(forms, form, tmp_path):
     dataset, data_dir = forms[form]

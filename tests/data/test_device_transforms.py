@@ -73,6 +73,7 @@ def test_crops_are_bitwise_the_same_on_every_sharding(images):
     np.testing.assert_array_equal(np.concatenate(halves), whole)
 
 
+@pytest.mark.slow
 def test_an_example_depends_on_its_own_key_only(images):
     for transform in (
         lambda k, x: pad_crop_flip(k, x, pad=2, flip=True),
@@ -197,6 +198,7 @@ def test_pca_noise_needs_colour():
 # ---- Mixing
 
 
+@pytest.mark.slow
 def test_mixup_mixes_partners_in_proportion(targets):
     images = jnp.broadcast_to(
         jnp.arange(BATCH, dtype=jnp.float32)[:, None, None, None], (BATCH, 2, 2, 1)
@@ -212,6 +214,7 @@ def test_mixup_mixes_partners_in_proportion(targets):
     assert len(set(kept.tolist())) == BATCH  # a lambda of its own for each example
 
 
+@pytest.mark.slow
 def test_cutmix_weighs_labels_by_the_pasted_area(targets):
     number = 64
     images = jnp.broadcast_to(
@@ -230,6 +233,7 @@ def test_cutmix_weighs_labels_by_the_pasted_area(targets):
     assert 0.2 < shares.mean() < 0.6 and shares.std() > 0.1
 
 
+@pytest.mark.slow
 def test_both_means_each_image_takes_one():
     number = 200
     images = jnp.broadcast_to(
@@ -241,6 +245,7 @@ def test_both_means_each_image_takes_one():
     assert 0.35 < np.mean(blended) < 0.65
 
 
+@pytest.mark.slow
 def test_an_invalid_partner_is_not_mixed_in(images, targets):
     valid = VALID.copy()
     valid[2] = False

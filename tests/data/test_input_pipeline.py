@@ -41,6 +41,7 @@ def draw(config, mesh, steps):
     return batches
 
 
+@pytest.mark.slow
 def test_batches_are_a_function_of_seed_and_step(tiny):
     steps = [0, 1, 27, 28, 60]  # 28 steps an epoch: the order crosses two boundaries
     on_two = draw(tiny, make_mesh(), steps)
@@ -81,6 +82,7 @@ def test_copies_of_an_image_lie_in_one_batch(tiny):
         np.testing.assert_array_equal(np.concatenate([a[0] for a in of_copies]), once[0][name])
 
 
+@pytest.mark.slow
 def test_images_are_tested_at_a_size_of_their_own(tiny, tmp_path):
     for split, number in (("train", 4), ("test", 2)):
         folder = tmp_path / split / "thing"
@@ -195,6 +197,7 @@ def test_errors_name_the_value(tiny, field, value, named):
         open_data(tiny, make_mesh()).split_size("test")
 
 
+@pytest.mark.slow
 def test_unprepared_set_says_how_to_prepare_it(tiny, tmp_path):
     tiny.update(dataset="cifar10", data_dir=str(tmp_path))
     with pytest.raises(UserError) as error:

@@ -280,6 +280,7 @@ def test_two_preparations_do_not_meet(tmp_path, capsys):
     assert "another process" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_tensorflow_is_never_imported(tmp_path):
     """In a process of its own, which other tests cannot have spoilt."""
     program = (

@@ -88,6 +88,7 @@ def test_what_stays(name, kept):
     assert not index[~stays].any()
 
 
+@pytest.mark.slow
 def test_no_boxes_are_no_error():
     none = jnp.zeros((0, 4))
     index, stays = nms.keep(none, jnp.zeros(0), jnp.zeros(0, bool), 0.5, limit=2)

@@ -112,6 +112,7 @@ def test_frozen_batch_norm_trains_as_it_tests(variables, images):
     )
 
 
+@pytest.mark.slow
 def test_the_map_of_logits_averages_to_the_logits(variables, images):
     run = jax.jit(functools.partial(small().apply, train=False))
     logits, endpoints = run(variables, images[:, :50, :37])

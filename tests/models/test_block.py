@@ -131,6 +131,7 @@ def test_the_identity_shortcut_is_x_itself():
     assert block.apply(variables, x, False, method="shortcut") is x
 
 
+@pytest.mark.slow
 def test_zero_initialised_block_starts_as_its_shortcut():
     block, x = BasicBlock(BlockSpec(3, zero_init_residual=True)), images(3)
     y = block.apply(block.init(KEY, x, False), x, False)

@@ -51,6 +51,7 @@ EQUATIONS = {  # of the shortcut, f, the gate and BN after the addition
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strides", "scale"), [(1, 0.5), (2, 1.0)])
 @pytest.mark.parametrize("variant", [*VARIANTS, "preactivation"])
 @pytest.mark.parametrize("form", FORMS)
@@ -182,6 +183,7 @@ def test_a_gate_is_a_sigmoid_of_a_1x1_convolution_of_x():
     np.testing.assert_allclose(terms(block, variables, x)["g"], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_scales_the_shortcut_by_half_in_expectation():
     """Table 1, "dropout shortcut": the kept half is not rescaled, testing takes 0.5 of all."""
     block, x = build("basic", BlockSpec(3), variant="dropout_shortcut"), images(3)
@@ -197,6 +199,7 @@ def small(**fields):
     return models.create({"stem": "cifar", "width": 4, "depth": 8, "shortcut": "A"} | fields, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_train_and_differ(variant):
     def train_logits(model):

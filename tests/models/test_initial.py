@@ -37,6 +37,7 @@ def test_as_init_but_for_the_numbers(fields):
     assert not fields.get("scan_blocks") or STACKED in found["params"]["stage1"]
 
 
+@pytest.mark.slow
 def test_a_seed_and_the_channels_of_the_images():
     model = models.create({"depth": 8, "stem": "cifar", "width": 4}, 3)
     one, again, other = (models.init(model, seed, channels=1) for seed in (0, 0, 1))

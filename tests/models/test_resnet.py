@@ -82,6 +82,7 @@ def test_cifar_networks_of_bottlenecks(depth, preactivation, expected):
     assert count(10, preactivation=preactivation, scan_blocks=True, **fields) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "width_per_group", "groups", "expected"),
     [
@@ -96,6 +97,7 @@ def test_wide_and_grouped_bottlenecks(depth, width_per_group, groups, expected):
     assert count(1000, depth=depth, **fields) == expected
 
 
+@pytest.mark.slow
 def test_the_deep_stem_and_pooled_shortcuts_cost_what_resnet_d_costs():
     assert count(1000, depth=50, stem="deep", shortcut="D", scan_blocks=True) == 25_576_264
     assert count(1000, depth=18, stem="deep", shortcut="D") == 11_708_744
@@ -145,6 +147,7 @@ def test_resnet_d_is_three_small_convolutions_and_pooled_projections(size):
     )
 
 
+@pytest.mark.slow
 def test_resnet_200_pre_activated():
     """Without BN after the four projections, each block's BN before its convolutions."""
     changes = [(64, 64), (256, 128), (512, 256), (1024, 512)]
@@ -210,6 +213,7 @@ def test_mean_of_logits_map_is_logits():
     assert set(endpoints) == {"stem", "stage1", "stage2", "stage3", "pooled", "logits_map"}
 
 
+@pytest.mark.slow
 def test_the_stem_over_blocks_of_pixels_has_the_same_parameters_and_numbers():
     fields = {"depth": 18, "width": 4}
     base, other = (models.create(fields | {"space_to_depth": on}, 3) for on in (False, True))
@@ -225,6 +229,7 @@ def test_the_stem_over_blocks_of_pixels_has_the_same_parameters_and_numbers():
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_where_it_must():
     model = small(dtype="bfloat16")
     variables = model.init(KEY, images(), train=False)

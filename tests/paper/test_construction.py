@@ -41,6 +41,7 @@ def test_the_constructed_network_has_the_errors_of_the_shallow_one(tmp_path, dat
     assert (tmp_path / "learning_identity.svg").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_block_with_a_zero_branch_is_the_identity_from_the_start():
     config = digits.get_config("resnet8,paper")
     config.update(num_steps=3, batch_size=8)

@@ -158,6 +158,7 @@ def test_a_finished_grid_is_not_trained_again(grid, monkeypatch):
     assert published(figure1, argv)["runs"] == content["runs"]
 
 
+@pytest.mark.slow
 def test_the_training_error_of_a_table_is_of_clean_images(grid):
     _, _, content = grid
     for run in content["runs"]:
@@ -222,6 +223,7 @@ def test_figure7_draws_only_what_learned(tmp_path):
     assert "plain110" not in (tmp_path / "figure7.svg").read_text()
 
 
+@pytest.mark.slow
 def test_figure7_is_the_spread_of_bn_outputs(grid):
     _, _, content = grid
     workdir = content["runs"][0]["workdir"]

@@ -19,6 +19,7 @@ def test_a_report_of_nothing_says_so_everywhere(tmp_path, capsys):
     assert re.search(r"resnet110 .*not run.* 6\.43", text)
 
 
+@pytest.mark.slow
 def test_every_suggested_command_is_one(tmp_path, monkeypatch):
     """Its options are known, nothing that it needs is missing; what it trains is not waited for."""
     report.main([f"--results={tmp_path}"])
@@ -38,6 +39,7 @@ def test_every_suggested_command_is_one(tmp_path, monkeypatch):
         assert getattr(started[-1], "dataset", "digits") in ("digits", None)
 
 
+@pytest.mark.slow
 def test_the_page_of_questions_is_a_part_of_the_report(tmp_path, monkeypatch):
     docs, out = tmp_path / "docs", tmp_path / "results"
     docs.mkdir()
@@ -62,6 +64,7 @@ def test_the_page_of_questions_is_a_part_of_the_report(tmp_path, monkeypatch):
     assert "![A](a.svg)" in markdown and "\n### Why x?" in markdown and "\n# no heading" in markdown
 
 
+@pytest.mark.slow
 def test_other_results_have_their_place_at_the_end(tmp_path):
     args = result.parser("lesions", "", room="analysis").parse_args([f"--out={tmp_path}"])
     result.publish(args, "Lesions & more", result.header(args), [result.table("", ["a"], [[1]])])
@@ -87,6 +90,7 @@ def test_a_foreign_file_among_the_results(tmp_path):
         report.main([f"--results={tmp_path}"])
 
 
+@pytest.mark.slow
 def test_scripts_of_results_do_not_run(tmp_path):
     script = "<script>alert(1)</script>"
     args = result.parser("lesions", "", room="analysis").parse_args([f"--out={tmp_path}"])

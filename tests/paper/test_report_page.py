@@ -30,6 +30,7 @@ def page(tmp_path_factory):
     return out / "report.html"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 600])
 def test_the_page_fits_its_window(page, width, tmp_path):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)

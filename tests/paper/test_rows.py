@@ -130,6 +130,7 @@ def test_figure4_says_its_data_its_training_error_and_its_command(monkeypatch, t
     assert any("Thin dashed" in remark for remark in content["remarks"])
 
 
+@pytest.mark.slow
 def test_counts_are_the_published_ones():
     found = table1.count(18)
     assert found["parameters"] == 11_689_512

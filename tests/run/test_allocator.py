@@ -103,6 +103,7 @@ def test_nothing_is_changed_in_another_c_library():
     assert told(JAX_PLATFORMS="cpu", platform="darwin") == []
 
 
+@pytest.mark.slow
 def test_main_keeps_it_before_jax_starts_threads_with_heaps_of_their_own(tmp_path):
     """JAX refuses another number of devices from the moment in which its backend starts."""
     program = (

@@ -96,6 +96,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(config, reference, tmp_
     assert faults.differences(workdir, reference) == []
 
 
+@pytest.mark.slow
 def test_a_signal_stops_after_the_step_and_the_run_continues(config, reference, tmp_path):
     send_when(lambda: len(lines(tmp_path)) >= 1, signal.SIGTERM)
     with pytest.raises(Interrupted, match="SIGTERM") as stopped:
@@ -209,6 +210,7 @@ def test_no_space_left_ends_with_a_message_and_the_run_continues(config, referen
     assert faults.differences(folder, reference) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", [8, 12, 16, 20, 40])
 def test_a_disk_that_is_full_from_the_start_ends_with_a_message(config, small_disk, space):
     """Whichever file is the first that does not fit."""
@@ -224,6 +226,7 @@ def test_an_unwritable_workdir_is_refused(config, tmp_path):
         train.train(config, tmp_path / "file" / "run")
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint_costs_only_its_steps(config, reference, tmp_path, caplog):
     workdir = shutil.copytree(reference, tmp_path / "damaged")
     for path in (workdir / "checkpoints" / "16").rglob("*"):
@@ -259,6 +262,7 @@ def test_a_nan_stops_the_run_and_names_step_rate_and_norm(tiny, tmp_path):
     assert Checkpoints(tmp_path, read_only=True).steps() == []
 
 
+@pytest.mark.slow
 def test_skipping_every_step_stops_too(tiny, tmp_path):
     tiny.optim.update(learning_rate=1e30, on_nonfinite="skip")
     tiny.update(num_steps=60, checkpoint_every=60)

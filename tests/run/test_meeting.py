@@ -50,6 +50,7 @@ def test_the_same_id_twice_is_named_by_all():
     assert all("two processes were started with --process_id=1" in text for text in said), said
 
 
+@pytest.mark.slow
 def test_who_does_not_come_is_named_by_those_who_did():
     said = outcomes((4, 0), (4, 2), limit_s=1.5)
     expected = "after 1.5 s, process 1, 3 of --num_processes=4 had not come"

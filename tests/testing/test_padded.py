@@ -85,6 +85,7 @@ def slow(model, variables, constants, picture, scales):
     return jax.nn.softmax(sum(scores) / len(scores))
 
 
+@pytest.mark.slow
 def test_a_mean_image_is_resized_to_each_images_shape():
     mean = np.random.default_rng(0).uniform(0, 255, (8, 8, 3)).astype(np.float32)
     sizes = jnp.array([(16, 21), (5, 9)])

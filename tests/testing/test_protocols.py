@@ -135,6 +135,7 @@ def scored(networks, protocol, images, labels, devices=2):
     return evaluate.score(networks, [(protocol, batches)], mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_single_view(one, images, labels, devices):
     result = scored([one], protocols.CENTER, images, labels, devices)
@@ -149,6 +150,7 @@ def test_ten_crops(one, images, labels):
     check(result, [reference_ten_crop(one, image, pad=2) for image in images], labels)
 
 
+@pytest.mark.slow
 def test_multiscale_averages_scores_over_positions_scales_and_flips(one, images, labels):
     scales = (8, 12, 6)
     protocol = protocols.Protocol(
@@ -161,6 +163,7 @@ def test_multiscale_averages_scores_over_positions_scales_and_flips(one, images,
     check(result, expected, labels, tolerance=1e-4)
 
 
+@pytest.mark.slow
 def test_an_ensemble_averages_probabilities(one, images, labels):
     other = network(5)
     result = scored([one, other, other], protocols.CENTER, images, labels)

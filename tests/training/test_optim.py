@@ -178,6 +178,7 @@ def is_kernel(path):
     return path[-1].key == "kernel"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_lars_is_that_of_optax(params, nesterov):
     theirs = optax.lars(
@@ -192,6 +193,7 @@ def test_lars_is_that_of_optax(params, nesterov):
     assert_equal(ours(params, name="lars", nesterov=nesterov), after_steps(theirs, params))
 
 
+@pytest.mark.slow
 def test_adamw_is_that_of_optax(params):
     theirs = optax.adamw(RATE, 0.9, 0.99, 1e-6, weight_decay=0.1, mask=optim.decay_mask)
     assert_equal(ours(params, name="adamw"), after_steps(theirs, params))

@@ -70,6 +70,7 @@ def test_without_synchronisation_only_bn_statistics_differ(tiny):
     assert_close(one.params, two.params, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_per_device_running_averages_are_the_mean_over_devices(tiny):
     """After one step of momentum 0.9: mean over devices of 0.1·batch mean, for the stem."""
     tiny.augment.kind = "none"
@@ -172,6 +173,7 @@ class Recorder(nn.Module):
         return nn.Dense(self.num_classes)(images.reshape(len(images), -1)), {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistics", ["per_pixel", "per_channel"])
 def test_the_mean_is_subtracted_before_zeros_are_padded(tiny, statistics):
     """Section 4.2: what the network sees is a crop of the normalised image in a border of zeros."""
@@ -242,6 +244,7 @@ def test_a_nan_leaves_no_trace_in_the_weights(tiny):
     assert window.first_bad[0] == 1
 
 
+@pytest.mark.slow
 def test_train_only_head_moves_only_the_head(tiny):
     tiny.optim.train_only = "head"
     state, _ = run(tiny, ONE)

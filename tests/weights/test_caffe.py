@@ -121,6 +121,7 @@ def state():
     return torch_state(CASE)
 
 
+@pytest.mark.slow
 def test_logits_and_every_stage_equal_the_independent_network(state, tmp_path):
     path = write(tmp_path / "ResNet-50-model.caffemodel", caffe_layers(state))
     model = models.create(CASE.fields, CASE.classes)

@@ -42,6 +42,7 @@ def layers():
     return keras_reference.layers()
 
 
+@pytest.mark.slow
 def test_logits_and_every_stage_equal_keras(layers, tmp_path):
     path = tmp_path / "resnet50.h5"
     with h5py.File(path, "w") as file:
@@ -116,6 +117,7 @@ def test_damage_and_a_missing_h5py_are_explained(tmp_path, monkeypatch):
         read_keras(tmp_path / "x.h5")
 
 
+@pytest.mark.slow
 def test_another_depth_and_another_head_are_named_with_both_shapes(layers, tmp_path):
     path = tmp_path / "resnet50.h5"
     with h5py.File(path, "w") as file:

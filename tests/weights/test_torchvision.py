@@ -51,6 +51,7 @@ def loaded(tmp_path_factory):
     return load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_logits_and_every_stage_equal_torch(name, loaded):
     case = CASES[name]
@@ -109,6 +110,7 @@ def test_to_torch_gives_torchvisions_keys_and_the_same_numbers(name, loaded):
         np.testing.assert_array_equal(array, expected[key], err_msg=key)
 
 
+@pytest.mark.slow
 def test_a_scanned_network_loads_and_writes_the_same_weights(loaded):
     plain, scanned = loaded("cifar20"), loaded("cifar20", scan_blocks=True)
     assert "blocks" in scanned["params"]["stage1"]

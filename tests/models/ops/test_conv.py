@@ -136,6 +136,7 @@ def test_the_forms_for_cuda_are_the_same_sums(case):
     assert_agree(*both(x, kernel))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[6], CASES[14], GROUPED[0]], ids=str)
 def test_bfloat16_is_as_near_to_float32_as_xlas(case):
     exact = value_and_gradients(lambda *a: reference(*a, *geometry(case)), *arrays(case))
@@ -215,6 +216,7 @@ def test_gradients_under_shard_map(check_vma):
     assert_agree([sharded(x, kernel)], [gradient(reference, x, kernel)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [CASES[4], GROUPED[1]], ids=str)
 def test_gradients_under_vmap_and_remat(case):
     x, kernel = arrays(case)
@@ -281,6 +283,7 @@ def test_output_size_is_torchs(size):
         assert y.shape == (2, *expected, 5)
 
 
+@pytest.mark.slow
 def test_module_keeps_float32_parameters_and_computes_in_its_dtype():
     module = conv(5, 3, use_bias=True, dtype=jnp.bfloat16)
     x = jnp.ones((1, 4, 4, 3))

@@ -73,12 +73,14 @@ def test_value_statistics_and_gradients_are_flaxs(shape, train):
     assert_same(got, jax.jit(lambda *a: outcome(flax(train), *a))(*arrays(shape)))
 
 
+@pytest.mark.slow
 def test_a_mean_far_from_zero_costs_no_more_precision_than_flaxs():
     x, params, stats = arrays((8, 6, 6, 4), mean=30.0)
     exact = outcome(flax(), x, params, stats)
     assert_same(outcome(ours(), x, params, stats), exact, tolerance=1e-3)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_float32_and_answers_in_bfloat16():
     x, params, stats = arrays((4, 5, 6, 3))
     half = x.astype(jnp.bfloat16)
@@ -125,6 +127,7 @@ def test_on_two_devices_statistics_are_those_of_one_device_or_of_both(sync, chec
         assert_same(got[3], jnp.concatenate([half[2][1] for half in halves]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3])
 def test_groups_are_normalised_each_by_its_own_statistics(size):
     x, params, stats = arrays((6, 5, 4, 3))
@@ -150,6 +153,7 @@ def test_groups_do_not_matter_in_evaluation():
     assert_same(outcome(ours(False, group_size=2), *given), outcome(ours(False), *given), 0)
 
 
+@pytest.mark.slow
 def test_parameters_and_statistics_start_as_flaxs():
     x = arrays((2, 3, 3, 5))[0]
     key = jax.random.key(0)
@@ -158,6 +162,7 @@ def test_parameters_and_statistics_start_as_flaxs():
     assert not ours(zero_init=True).init(key, x)["params"]["scale"].any()
 
 
+@pytest.mark.slow
 def test_frozen_statistics_are_used_and_kept_in_training():
     x, params, stats = arrays((2, 3, 3, 5))
     frozen = outcome(ours(frozen=True), x, params, stats)

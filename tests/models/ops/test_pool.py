@@ -24,6 +24,7 @@ def value_and_gradient(f, x, padded):
     return y, pull(dy)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -43,11 +44,13 @@ def test_value_and_gradient_are_xlas_also_among_equal_entries(shape, padded, dty
     )
 
 
+@pytest.mark.slow
 def test_of_equal_entries_the_first_gets_the_gradient():
     dx = jax.grad(lambda x: max_pool_3x3(x, padded=False).sum())(jnp.ones((1, 3, 3, 1)))
     np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 0, 0], [0, 0, 0], [0, 0, 0]])
 
 
+@pytest.mark.slow
 def test_under_vmap_and_remat():
     x = jax.random.normal(jax.random.key(0), (3, 2, 6, 7, 2))
     found, expected = (
@@ -66,6 +69,7 @@ def test_every_platform_gets_selections_and_no_sum_in_free_order():
         assert not found & {"reduce_window", "select_and_scatter", "scatter", "case"}
 
 
+@pytest.mark.slow
 def test_forward_mode_and_second_derivatives_are_xlas():
     x = jax.random.normal(jax.random.key(0), (1, 5, 6, 2))
     for f in (jax.jvp, lambda f, x, t: jax.jvp(jax.grad(lambda x: jnp.sin(f(x)).sum()), x, t)):

@@ -9,6 +9,7 @@ import pytest
 from models.ops.relu import relu, relu_of_norm
 
 
+@pytest.mark.slow
 def test_value_and_derivatives_are_flaxs():
     x = jnp.asarray([-jnp.inf, -2.0, -0.0, 0.0, 3.0, jnp.inf])
     ones = jnp.ones_like(x)
@@ -34,6 +35,7 @@ def test_the_type_stays(dtype):
     assert y.dtype == pull(y)[0].dtype == dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_end_of_a_block_is_the_rectified_sum_with_all_its_derivatives(dtype):
     x = jnp.asarray([[-jnp.inf, -2.0, -0.0, 1.0, 3.0, jnp.inf, jnp.nan, 1.0]], dtype)
