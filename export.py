@@ -17,14 +17,14 @@ Beside each file lies a `.json` with class names, image shape and versions. Exit
 an error that the message explains, 2 wrong arguments.
 """
 
-import _signal  # `signal` itself imports for a while
-import os
-import sys
+from run import interrupt
 
-if __name__ == "__main__":  # the imports below take seconds; `command.run` does it from then on
-    _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
+if __name__ == "__main__":
+    interrupt.ends_at_once()
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

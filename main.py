@@ -10,13 +10,12 @@ stopped by SIGINT (130), SIGTERM (143) or SIGHUP (129) after saving; run the sam
 continue.
 """
 
-import _signal  # `signal` itself imports for a while
-import os
+from run import interrupt
+
+if __name__ == "__main__":
+    interrupt.ends_at_once()
+
 import sys
-
-if __name__ == "__main__":  # the imports below take seconds; `command.run` does it from then on
-    _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
-
 from collections.abc import Sequence
 
 from absl import flags

@@ -3,22 +3,23 @@
     python predict.py --workdir=runs/digits-resnet20-seed0 image.jpg folder/ …
     python predict.py --weights=resnet50.safetensors image.jpg
 
-A folder stands for the images in it and below it. Images are decoded (jpeg, png, webp, …), resized,
-cropped and normalised as the network was tested; for a weight file that follows from its origin,
-and the output says what was taken. Exit status: 0 done; 1 an image could not be read
-(it is named, the others are done) or another error that the message explains; 2 wrong arguments.
+A folder stands for the images in it and below it, but for hidden ones. Images are decoded (jpeg,
+png, webp, …), resized, cropped and normalised as the network was tested; for a weight file that
+follows from its origin, and the output says what was taken. Exit status: 0 done; 1 an image could
+not be read (it is named, the others are done) or another error that the message explains; 2 wrong
+arguments.
 """
 
-import _signal  # `signal` itself imports for a while
-import os
-import sys
+from run import interrupt
 
-if __name__ == "__main__":  # the imports below take seconds; `command.run` does it from then on
-    _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
+if __name__ == "__main__":
+    interrupt.ends_at_once()
 
 import concurrent.futures
 import functools
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from data import transforms
 from data.class_names import readable
 from data.decode import DecodeError, decode
 from data.decode import read as encoded
+from data.folder import images_below
 from data.normalization import normalize
 from errors import UserError
 from models.activation_map import class_activation_map
@@ -70,13 +72,13 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """Lists the files that `paths` stand for: files as given, folders' images in sorted order.
 
     Raises:
-      UserError: a folder has no image in it.
+      UserError: a folder has no image in it, or cannot be listed.
     """
     found: list[Path] = []
     for path in map(files.at, paths):
         images = [path]
         if path.is_dir():
-            images = sorted(p for p in files.below(path) if p.suffix.lower() in SUFFIXES)
+            images = images_below(path, SUFFIXES)
         if not images:
             raise UserError(f"{path}: no images in this folder; expected {', '.join(SUFFIXES)}.")
         found += images

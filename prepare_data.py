@@ -8,17 +8,16 @@
 TensorFlow is not needed. An interrupted preparation is started again by the same command.
 """
 
-import _signal  # `signal` itself imports for a while
-import os
-import sys
+from run import interrupt
 
-if __name__ == "__main__":  # the imports below take seconds; `command.run` does it from then on
-    _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
+if __name__ == "__main__":
+    interrupt.ends_at_once()
 
 import gzip
 import hashlib
 import shutil
 import socket
+import sys
 import tarfile
 import typing
 import urllib.parse

@@ -8,9 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image
-
+from benchmarks.changed_data import draw, draw_classes
 from benchmarks.runs import ROOT, Folder, Options, Run
 
 LIMIT_S = 900
@@ -58,21 +56,6 @@ KINDS = {
     "--workdir": Disagreement("--workdir: ", workdirs=("one", "other")),
     CODE: Disagreement("code: "),
 }
-
-
-def draw(path: Path, seed: int = 0, side: int = 10) -> None:
-    """Writes a random image; makes its folder when it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
-def draw_classes(root: Path) -> None:
-    """An image folder: 4 images to train on and 2 to test on of each of three classes."""
-    for split, number in (("train", 4), ("val", 2)):
-        for c, name in enumerate(("cat", "dog", "eel")):
-            for i in range(number):
-                draw(root / split / name / f"{i}.png", 10 * c + i, 10 + c)
 
 
 def disagree(folder: Folder) -> dict[str, Any]:

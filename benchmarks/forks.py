@@ -4,16 +4,26 @@ The parent must never use JAX itself, because a fork has none of the threads of 
 """
 
 import importlib
+import json
 import os
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO
 
 PACKAGES = (
-    *("main", "train", "evaluate", "data.resident", "data.streamed", "data.embedded"),
-    *("orbax.checkpoint", "matplotlib.pyplot", "tensorboardX", "sklearn.datasets"),
-    *("cv2", "simplejpeg"),
+    "cv2",
+    "data.embedded",
+    "data.resident",
+    "data.streamed",
+    "evaluate",
+    "main",
+    "matplotlib.pyplot",
+    "orbax.checkpoint",
+    "simplejpeg",
+    "sklearn.datasets",
+    "tensorboardX",
+    "train",
 )
 POLL_S = 0.01
 
@@ -63,6 +73,24 @@ class Fork:
         """Sends a signal, unless it has ended."""
         if self.poll() is None:
             os.kill(self.pid, signum)
+
+
+def apart(make: Callable[[], Any]) -> Any:
+    """What `make()` returns (as JSON), computed in a fork.
+
+    Raises:
+      ChildProcessError: the fork failed; what it raised has been printed.
+    """
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _end_with(lambda: os.write(writable, json.dumps(make()).encode()) and 0)
+    os.close(writable)
+    with open(readable, "rb") as pipe:
+        answer = pipe.read()
+    if os.waitpid(child, 0)[1]:
+        raise ChildProcessError("a fork failed; what it raised stands above")
+    return json.loads(answer)
 
 
 def _command(words):

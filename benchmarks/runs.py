@@ -1,6 +1,7 @@
 """Training runs as processes of their own, and whether two have left the same."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 
 from benchmarks.forks import Fork
 from errors import UserError
-from run import logs
+from run import files, logs
 from run.checkpoint import Checkpoints
 from run.workdir import Workdir
 
@@ -123,6 +124,18 @@ def group(workdir: Folder, options: Options, number: int, *flags: str, **kwargs:
     flags += (f"--coordinator_address=localhost:{port}", f"--num_processes={number}")
     ids = [f"--process_id={i}" for i in range(number)]
     return [Run(workdir, options, *flags, process_id, **kwargs) for process_id in ids]
+
+
+def as_killed_after(step: int, workdir: Path, copy: Path) -> Path:
+    """Copies a finished run, without what it wrote after `step`; returns the copy."""
+    folder = Workdir(shutil.copytree(workdir, copy))
+    for later in folder.committed_steps():
+        if later > step:
+            shutil.rmtree(folder.checkpoints / str(later))
+    for path in (folder.metrics, folder.timing):
+        kept = [line for line in logs.read_lines(path) if line["step"] <= step]
+        path.write_text("".join(files.sealed(line) + "\n" for line in kept))
+    return copy
 
 
 def last_step(workdir: Folder) -> int:

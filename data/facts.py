@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from data.normalization import Normalization
 from errors import UserError, first_line
+from run.compare import differences
 from run.workdir import Workdir, not_a_run
 
 LOG = logging.getLogger("residual")
@@ -22,11 +23,17 @@ class Listing(NamedTuple):
       split: the data set's own name for it.
       images: their number.
       digest: of the names, labels and sizes of its files, or of the pixels of a small set.
+      contents: of the bytes of its files, where they are few (`data.sources`); '' elsewhere.
     """
 
     split: str
     images: int
     digest: str
+    contents: str = ""
+
+    def as_far_as(self, then: "Listing") -> "Listing":
+        """Without the contents that `then` does not say: older code did not look at them."""
+        return self if then.contents else self._replace(contents="")
 
 
 class Facts(NamedTuple):
@@ -99,6 +106,17 @@ def read_facts(folder: Workdir) -> Facts:
         return Facts.from_dict(folder.read_facts())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise not_a_run(folder.facts, first_line(error)) from error
+
+
+def changes(then: Facts, now: Facts) -> list[str]:
+    """What differs, as far as `then` says it: runs of older code list fewer facts."""
+    known = {
+        name: listing.as_far_as(then.splits[name])
+        for name, listing in now.splits.items()
+        if name in then.splits
+    }
+    now = now._replace(splits=known)
+    return differences(then.to_dict(), now.to_dict(), ("then", "now"))
 
 
 def refuse_change(what: str, changes: Sequence[str], config: ConfigDict) -> None:

@@ -4,14 +4,15 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import logging
 import os
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
-from absl import logging
 from google.protobuf import json_format, message
 
 from data import decode, folder, index_cache, splits
@@ -22,6 +23,8 @@ from run import files
 if typing.TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetInfo
 
+LOG = logging.getLogger("residual")
+CONTENTS_UP_TO = 2**27  # bytes of files that are read at every start, to see whether they changed
 # What the readers raise on damaged files, and on records that hold something else than an example.
 DAMAGE = (OSError, ValueError, RuntimeError, TypeError, KeyError, message.DecodeError)
 
@@ -45,6 +48,11 @@ class Source(Protocol):
     @property
     def digest(self) -> str:
         """Of the names and sizes of the files, with their labels; none is read."""
+        ...
+
+    @property
+    def contents(self) -> str:
+        """Of what is in the files; '' when there is more than `CONTENTS_UP_TO`, or in a bucket."""
         ...
 
     def __len__(self) -> int: ...
@@ -84,7 +92,7 @@ class FolderSource:
         self.label_names = tuple(listing(owner))
         empty = [name for name, images in listing(owner).items() if not images]
         if empty:
-            logging.warning("%s: class folders without images: %s", root / owner, empty[:10])
+            LOG.warning("%s: class folders without images: %s", root / owner, empty[:10])
         labels = {name: label for label, name in enumerate(self.label_names)}
         self._paths: list[str] = []
         self._labels: list[int] = []
@@ -103,6 +111,15 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._paths)
 
+    @property
+    def _files(self) -> list[str]:
+        return [f"{self._root}/{path}" for path in self._paths]
+
+    @functools.cached_property
+    def contents(self) -> str:
+        """See `Source`."""
+        return _contents(self._files)
+
     @functools.cached_property
     def digest(self) -> str:
         """See `Source`."""
@@ -112,7 +129,7 @@ class FolderSource:
             parts = (path.partition("/") for path in self._paths)
             sizes = [below[split].get(path, -1) for split, _, path in parts]
         else:
-            sizes = _sizes([f"{self._root}/{path}" for path in self._paths])
+            sizes = _sizes(self._files)
         listing = zip(self._paths, self._labels, sizes, strict=True)
         return _digest(f"{path}\0{label}\0{size}" for path, label, size in listing)
 
@@ -126,19 +143,30 @@ class FolderSource:
 
 def _sizes(paths: Sequence[str | Path]) -> list[int]:
     """Bytes of each file; −1 for what is not there."""
+    return _of_each(paths, lambda p: (os.stat(p) if isinstance(p, str) else p.stat()).st_size)
 
-    def sizes(start: int) -> list[int]:
+
+def _contents(paths: Sequence[str | Path]) -> str:
+    """See `Source`."""
+    if any(map(files.is_remote, paths)) or sum(map(abs, _sizes(paths))) > CONTENTS_UP_TO:
+        return ""
+    return _digest(map(str, _of_each(paths, lambda path: zlib.crc32(Path(path).read_bytes()))))
+
+
+def _of_each(paths: Sequence[str | Path], ask: Callable[[Any], int]) -> list[int]:
+    """The answer for each file; −1 for what is not there."""
+
+    def answers(start: int) -> list[int]:
         found = []
         for path in paths[start : start + 1000]:
             try:
-                status = os.stat(path) if isinstance(path, str) else path.stat()
-                found.append(status.st_size)
+                found.append(ask(path))
             except OSError:
                 found.append(-1)
         return found
 
     with ThreadPoolExecutor(16) as pool:  # waiting for the file system, mostly
-        return list(itertools.chain(*pool.map(sizes, range(0, len(paths), 1000))))
+        return list(itertools.chain(*pool.map(answers, range(0, len(paths), 1000))))
 
 
 def _digest(lines: Iterable[str]) -> str:
@@ -186,6 +214,11 @@ class TfdsSource:
             from array_record.python import array_record_data_source
 
             self._records = array_record_data_source.ArrayRecordDataSource(pieces)
+
+    @functools.cached_property
+    def contents(self) -> str:
+        """See `Source`."""
+        return _contents([path for path, _, _ in self._pieces])
 
     @functools.cached_property
     def digest(self) -> str:

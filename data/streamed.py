@@ -72,7 +72,9 @@ class Streamed:
     def listing(self, split: str) -> Listing:
         """What lies in 'train', 'validation' or 'test'; no image is read."""
         source, (name, _) = self.source(split), split_of(self._config, split)
-        return Listing(name, len(source), source.digest if len(source) else "")
+        if not len(source):
+            return Listing(name, 0, "")
+        return Listing(name, len(source), source.digest, source.contents)
 
     def feed(self, start_step: int) -> Feed:
         """Batches from `start_step` on, two transfers ahead."""
@@ -190,6 +192,11 @@ class _Subset:
     def digest(self) -> str:
         """That of all records: which of them these are follows from the config."""
         return self._source.digest
+
+    @property
+    def contents(self) -> str:
+        """That of all records."""
+        return self._source.contents
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -174,7 +174,7 @@ def convert(source: Path, target: Path) -> int:
         raise UserError(f"converting {source} needs another --data_dir than where it lies")
     try:
         info = dict(json.loads(info_path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{info_path} is damaged ({error}); copy it again") from error
     paths = sorted(source.glob("*.tfrecord-*"))
     if info.get("fileFormat", "tfrecord") != "tfrecord" or not paths:

@@ -118,7 +118,6 @@ class Checkpoints:
                 self._record(step, validation_error)
             if step in self.steps():
                 return
-            whole_folders.remove_leftovers(self._directory)
             packed, table = packing.pack(flatten(to_host(tree)))
             facts = {"step": step, "run": self._workdir.run, "arrays": table}
             self._written = step
@@ -312,8 +311,7 @@ class Checkpoints:
         steps = [step for step in self.steps() if step <= newest]
         best = [step for step in self._by_validation_error() if step in steps][:1]
         for step in set(steps[: -self._keep]) - set(best):
-            whole_folders.withdraw(self._directory / str(step))
-        whole_folders.remove_leftovers(self._directory)
+            whole_folders.remove(self._directory / str(step))
 
     @contextlib.contextmanager
     def _storage_errors(self):
@@ -337,6 +335,7 @@ class Checkpoints:
         )
         with files.explained(self._directory, "choose another --workdir"):
             self._lock.enter_context(files.lock(self._directory / LOCK_FILE, busy))
+            whole_folders.remove_leftovers(self._directory)
 
 
 def _is_not_raised_too(record: logging.LogRecord) -> bool:

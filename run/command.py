@@ -44,6 +44,10 @@ class Parser(argparse.ArgumentParser):
         options.command = f"{self.prog} {shlex.join(words)}".strip()
         return options
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """What is wrong with the arguments quotes them, and a shell made some from file names."""
+        super()._print_message(printable(message, kept="\n"), file)
+
 
 def positive(text: str) -> int:
     """An argument that is a whole number ≥ 1."""

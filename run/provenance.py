@@ -13,8 +13,10 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 ROOMS = ("", "configs", "data", "models", "models/ops", "run", "testing", "training", "weights")
 # JAX's own settings that change numbers.
 SETTINGS = (
-    *("jax_enable_x64", "jax_default_matmul_precision"),
-    *("jax_default_prng_impl", "jax_threefry_partitionable"),
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_enable_x64",
+    "jax_threefry_partitionable",
 )
 
 

@@ -56,16 +56,18 @@ def at_hand(folder: Path) -> Iterator[Path]:
         yield Path(copy)
 
 
-def withdraw(folder: Path) -> None:
-    """From now on the folder does not count; `remove_leftovers` removes it."""
+def remove(folder: Path) -> None:
+    """Removes a folder that does not count from the first moment on."""
     if is_remote(folder):
         (folder / LAST).unlink()
+        cast(Any, folder).rmtree(missing_ok=True)
     else:
-        folder.rename(folder.with_name(f"{DELETING}{folder.name}"))
+        withdrawn = folder.rename(folder.with_name(f"{DELETING}{folder.name}"))
+        shutil.rmtree(withdrawn, ignore_errors=True)
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Removes the folders in `directory` that a kill, or `withdraw`, left behind."""
+    """Removes the folders in `directory` that a kill during a save or `remove` left behind."""
     if is_remote(directory):
         for folder in directory.iterdir() if directory.exists() else ():
             if folder.name.isdecimal() and not is_whole(folder):

@@ -54,6 +54,7 @@ def _check_unchanged(one, data, config):
     for name in sorted(used & set(one.facts.splits)):
         then, now = one.facts.splits[name], data.listing(name)
         if (one.facts.dataset, then.split) == (data.facts.dataset, now.split):
+            now = now.as_far_as(then)
             changes = differences(then._asdict(), now._asdict(), ("then", "now"))
             what = f"{one.workdir}: the {name} images have changed since the run began"
             refuse_change(what, changes, config)

@@ -66,6 +66,7 @@ THEIRS = {"weights/huggingface.py": {"config.json"}}  # files of others with suc
 NO_FILE_NAMES = {"barrier_sync_key_prefix"}  # an argument of orbax: the name of a barrier
 
 RENAMES_IN = ("run/files.py", "run/checkpoint.py", "run/whole_folders.py")
+RENAMES_IN += ("benchmarks/changed_data.py",)  # of images, which a run must notice
 
 
 def arrows(table):

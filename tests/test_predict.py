@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,27 @@ def test_folders_are_searched_and_empty_ones_named(run, tmp_path):
     assert folder / "below" / "c2.png" in paths
     with pytest.raises(UserError, match="no images in this folder"):
         predict.find_images([tmp_path])
+
+
+def test_nothing_of_a_folder_is_left_out_in_silence(run, tmp_path, caplog, monkeypatch):
+    folder = shutil.copytree(run[1], tmp_path / "images")
+    (folder / "linked").symlink_to(run[1] / "below")
+    (folder / "up").symlink_to(tmp_path)
+    (folder / "itself").symlink_to("itself")
+    os.mkfifo(folder / "pipe.jpg")
+    found = predict.find_images([folder])
+    assert len(found) == len(predict.find_images([run[1]])) + len([*(run[1] / "below").iterdir()])
+    assert all(name in caplog.text for name in ("up", "itself", "pipe.jpg"))
+    listed = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "below":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match="below: cannot be listed .Permission denied"):
+        predict.find_images([folder])
 
 
 def test_large_images_get_the_testing_protocol(run):

@@ -56,17 +56,13 @@ def claim(folder: Workdir, config: ConfigDict, facts: Facts) -> None:
     if not folder.facts.exists():
         LOG.warning("%s is missing: nobody can say whether the data are the same.", folder.facts)
         return folder.write_facts(facts.to_dict())
-    then, now = data_facts.read_facts(folder).to_dict(), facts.to_dict()
-    if not then["splits"]:
+    then = data_facts.read_facts(folder)
+    if not then.splits:
         LOG.info("%s lists no files, as in runs of older code; it does from now on.", folder.facts)
-        changes = differences(then | {"splits": None}, now | {"splits": None}, ("then", "now"))
-    else:
-        changes = differences(then, now, ("then", "now"))
-    data_facts.refuse_change(
-        f"{folder}: the data have changed since the run began", changes, config
-    )
-    if then != now:
-        folder.write_facts(now)
+    what = f"{folder}: the data have changed since the run began"
+    data_facts.refuse_change(what, data_facts.changes(then, facts), config)
+    if then.to_dict() != facts.to_dict():
+        folder.write_facts(facts.to_dict())
     return None
 
 

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from data import index_cache
+from data.decode import DecodeError
 from data.sources import open_source
 from errors import UserError
 from tests.support import buckets, ilsvrc
@@ -190,6 +191,24 @@ def test_loops_links_and_pipes_in_a_class_folder(pets, tmp_path, caplog):
         for left_out in ("loop", "deep/up", "a-again.jpg", "pipe.jpg", "ant/link"):
             assert left_out in caplog.text
         caplog.clear()
+
+
+def test_links_that_lead_nowhere_are_named_or_refused(pets, tmp_path, caplog):
+    for name, target in (("itself", "itself"), ("gone", "/none"), ("NOTES", "a.jpeg")):
+        (pets / "train/cat" / name).symlink_to(target)
+    (pets / "train/cat/lost.jpg").symlink_to("/none/lost.jpg")
+    source = open_source(f"folder:{pets}", "train", str(tmp_path))
+    assert "train/cat/itself" in caplog.text and "train/cat/gone" in caplog.text
+    missing = []
+    for i in range(len(source)):
+        try:
+            source[i]
+        except DecodeError as error:
+            missing.append(error.record)
+    assert missing == ["train/cat/lost.jpg"] and "NOTES" not in caplog.text
+    (pets / "train/fox").symlink_to("/none")  # without it, labels would change
+    with pytest.raises(UserError, match="train/fox: cannot be listed"):
+        open_source(f"folder:{pets}", "train", str(tmp_path))
 
 
 @pytest.mark.parametrize("classes", [[], {"cat": 5}, {"cat": [5]}, {"cat": "ab"}, "cat", None])

@@ -243,7 +243,7 @@ def test_leftovers_of_killed_saves_and_deletions_are_removed(saved):
     (saved / "checkpoints" / "deleting-0").mkdir()
     checkpoints = Checkpoints(saved)
     assert checkpoints.restore(tree())[0] == 3
-    assert half.exists()  # until the next one is safe
+    assert not half.exists()
     checkpoints.save(4, tree(4))
     checkpoints.close()
     names = {path.name for path in (saved / "checkpoints").iterdir() if path.is_dir()}

@@ -100,18 +100,39 @@ def test_a_signal_ends_a_command_that_has_nothing_to_save_and_the_handler_is_put
 INTERRUPTED = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
 
 
-@pytest.mark.parametrize("name", ["main", "predict", "export", "prepare_data"])
-def test_control_c_during_the_imports_of_a_command_is_130_without_a_word(name, tmp_path):
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["main.py"], ["predict.py"], ["export.py"], ["prepare_data.py"]),
+        *(["-m", "paper.report"], ["-m", "analysis.cam"], ["-m", "benchmarks.step_time"]),
+    ],
+    ids=" ".join,
+)
+def test_control_c_during_the_imports_of_a_command_is_130_without_a_word(words, tmp_path):
     """Whatever is imported first: at the top of the file, or when the command has begun."""
     for package in ("absl", "flax", "numpy", "safetensors"):
         (tmp_path / f"{package}.py").write_text(INTERRUPTED)
     done = subprocess.run(
-        [sys.executable, ROOT / f"{name}.py", "x"],
+        [sys.executable, *words, "x"],
+        cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_an_importer_keeps_its_own_control_c():
+    before = signal.getsignal(signal.SIGINT)
+    for package in ("analysis", "benchmarks", "paper"):
+        importlib.reload(importlib.import_module(package))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_wrong_arguments_are_quoted_without_codes(capsys):
+    with pytest.raises(SystemExit):
+        command.Parser("x", "A test.").parse_args(["--\x1b]0;title\x07", "\x9b2J"])
+    assert "\x1b" not in (said := capsys.readouterr().err) and "\\x1b]0;title" in said
 
 
 def test_control_c_during_an_import_of_a_running_command_ends_it_at_once(tmp_path, monkeypatch):
