@@ -34,11 +34,12 @@ OPTIONS = {
 }
 
 
-def draw(path: Path, seed: int = 0, side: int = 10) -> None:
-    """Writes a random image; makes its folder when it is missing."""
+def draw(path: Path, seed: int = 0, side: int = 10) -> Path:
+    """Writes a random image, and its folder when it is missing; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
+    return path
 
 
 def draw_classes(root: Path) -> Path:
@@ -50,11 +51,12 @@ def draw_classes(root: Path) -> Path:
     return root
 
 
-def swap(one: Path, other: Path) -> None:
-    """Exchanges the names of two files or folders."""
+def swap(one: Path, other: Path) -> Path:
+    """Exchanges the names of two files or folders; returns the first name."""
     one.rename(one.with_name("between"))
     other.rename(one)
     one.with_name("between").rename(other)
+    return one
 
 
 # What is done to a folder of `draw_classes`, and what must be said of it.

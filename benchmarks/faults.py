@@ -34,8 +34,17 @@ from benchmarks.runs import Run, differences, last_state, last_step, pair
 from run import command, processes
 from run.workdir import Workdir
 
-FAILURES = ("lost", "unreadable", "different", "different from 1 × 2", "cause not named", "silent")
-FAILURES += ("tracebacks", "not named", "workdir changed")
+FAILURES = (
+    "cause not named",
+    "different",
+    "different from 1 × 2",
+    "lost",
+    "not named",
+    "silent",
+    "tracebacks",
+    "unreadable",
+    "workdir changed",
+)
 
 
 # ---- Determinism

@@ -65,8 +65,12 @@ NAMES_IN = "run/workdir.py"
 THEIRS = {"weights/huggingface.py": {"config.json"}}  # files of others with such a name
 NO_FILE_NAMES = {"barrier_sync_key_prefix"}  # an argument of orbax: the name of a barrier
 
-RENAMES_IN = ("run/files.py", "run/checkpoint.py", "run/whole_folders.py")
-RENAMES_IN += ("benchmarks/changed_data.py",)  # of images, which a run must notice
+RENAMES_IN = (
+    "benchmarks/changed_data.py",  # of images, which a run must notice
+    "run/checkpoint.py",
+    "run/files.py",
+    "run/whole_folders.py",
+)
 
 
 def arrows(table):
