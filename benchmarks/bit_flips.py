@@ -1,9 +1,9 @@
 """One flipped bit after the other, over every file of a workdir: what evaluation and resuming say.
 
 `python benchmarks/faults.py --flips=1000`. Each flip gets a copy of a run that was stopped before
-its end, in which the list of runs is made, the tables of the paper take its last test, it is tested
-anew, and `train.train` ends it. Everything in the copy is read anew; only the data and the traced
-programs, which do not come from it, are made once.
+its end, in which the list of runs is made, its last test is read, it is tested anew, and
+`train.train` ends it. Everything in the copy is read anew; only the data and the traced programs,
+which do not come from it, are made once.
 """
 
 import contextlib
@@ -25,7 +25,6 @@ import train
 from benchmarks.runs import Folder, as_killed_after, differences
 from configs import base, digits
 from errors import UserError, first_line
-from paper import from_workdirs
 from run import files, overview
 from run.workdir import Workdir
 from testing import opened_run
@@ -120,8 +119,8 @@ class _Observed:
     def __init__(self, config, workdir, whole):
         self.parts = {}
         self._note("runs", lambda: _listed(workdir))
-        self._note("reported", lambda: _tested(from_workdirs.tested, workdir))
-        self._note("evaluation", lambda: _tested(evaluate.run, workdir))
+        self._note("reported", lambda: _reported(workdir))
+        self._note("evaluation", lambda: _tested(workdir))
         self._note("resumed", lambda: _resumed(config, workdir, whole))
 
     def _note(self, name, act):
@@ -159,10 +158,19 @@ def _listed(workdir):
     return run.cells[:-1], run.fields, run.lines
 
 
-def _tested(test, workdir):
-    """The result of a test, but for the date and the name of the folder."""
-    result = test(Workdir(workdir).read_config(), str(workdir))
-    return {name: value for name, value in result.items() if name not in ("networks", "date")}
+def _reported(workdir):
+    """The last test, as the paper's tables take it from the workdir."""
+    folder = Workdir(workdir)
+    try:
+        return folder.read(folder.evaluation)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder.evaluation}: {error}") from error
+
+
+def _tested(workdir):
+    """The result of a test, but for the date."""
+    result = evaluate.run(Workdir(workdir).read_config(), str(workdir))
+    return {name: value for name, value in result.items() if name != "date"}
 
 
 def _resumed(config, workdir, whole):
