@@ -60,7 +60,7 @@ def measure(run: OpenedRun, split: str) -> tuple[np.ndarray, list[Mistake]]:
     Raises:
       UserError: the data cannot be read or have other classes, or a probability is NaN.
     """
-    data = subject.open_data(run)
+    data = subject.open_data(run, split)
     score, classes = _compiled(run.model), run.facts.num_classes
     matrix, worst, start = np.zeros((classes, classes), np.int64), [], 0
     for batch in data.evaluation(split):

@@ -13,7 +13,7 @@ from errors import UserError
 from run import command, files, plotting, result
 from run.mesh import make_mesh
 from run.workdir import Workdir
-from testing import opened_run
+from testing import fitting, opened_run
 from testing.opened_run import OpenedRun
 
 SPLITS = ("test", "validation", "train")
@@ -41,6 +41,12 @@ def parser(
     p.add_argument("--workdir", required=required, default=[], **(many if several else one))
     p.set_defaults(out="")
     p.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
+    p.add_argument(
+        "--on_change",
+        choices=("error", "accept"),
+        default="error",
+        help="accept: go on with data that have changed since the run began",
+    )
     if images:
         p.add_argument("--images", type=command.positive, default=images, help="to measure on")
         p.add_argument("--split", choices=SPLITS, default="test", help="where they are from")
@@ -55,6 +61,8 @@ def open_workdirs(args: argparse.Namespace) -> list[OpenedRun]:
     """
     folders = args.workdir if isinstance(args.workdir, list) else [args.workdir]
     runs = [opened_run.load(folder, which=args.which) for folder in folders]
+    for run in runs:
+        run.config.data.on_change = args.on_change
     args.out = args.out or str(Workdir(folders[0]).analysis if folders else "results")
     return runs
 
@@ -76,21 +84,16 @@ def by_network(measured: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, A
     return found
 
 
-def open_data(run: OpenedRun) -> Any:
+def open_data(run: OpenedRun, split: str) -> Any:
     """The data that a network was trained on, for one device, in batches of its training's size.
 
     Raises:
-      UserError: they cannot be read, or their classes are no longer those of the network.
+      UserError: they cannot be read, or the classes or the split are no longer what they were.
     """
     config = run.config.copy_and_resolve_references()
-    config.eval.batch_size = config.batch_size
+    config.eval.update(batch_size=config.batch_size, split=split, precise_bn=False)
     data = input_pipeline.open_data(config, make_mesh(jax.devices()[:1]))
-    if data.facts.label_names != run.facts.label_names:
-        raise UserError(
-            f"{run.workdir} was trained on {run.facts.num_classes} classes, and "
-            f"{config.dataset} has {data.facts.num_classes} now, or others; expected "
-            f"{', '.join(run.facts.label_names[:5])}, …"
-        )
+    fitting.check([run], data, config)
     return data
 
 
@@ -102,9 +105,9 @@ def load_images(run: OpenedRun, split: str, number: int) -> tuple[np.ndarray, np
       the split has fewer.
 
     Raises:
-      UserError: the data cannot be read, or its classes are no longer those of the network.
+      UserError: see `open_data`; or the split has no image.
     """
-    data = open_data(run)
+    data = open_data(run, split)
     if not data.split_size(split):
         raise UserError(f"{run.workdir}: its data has no {split!r} images; choose --split.")
     needed = -(-number // run.config.batch_size)

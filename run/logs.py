@@ -78,8 +78,20 @@ def _parsed(text):
         fields, had_checksum = files.unsealed(text)
     except ValueError:
         return None, False
-    whole = type(fields.get("step")) is int and isinstance(fields.get("split", ""), str)
-    return (fields if whole else None), had_checksum
+    return (fields if _is_line(fields) else None), had_checksum
+
+
+def _is_line(fields):
+    """Whether what the readers of a log use is of its type."""
+    names = fields.get("masked_records", [])
+    texts = [fields.get("split", ""), *(names if isinstance(names, list) else [names])]
+    numbers = [fields.get(name, 0) for name in ("loss", "top1_error", "top5_error")]
+    return (
+        type(fields.get("step")) is int
+        and isinstance(names, list)
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int | float) for number in numbers)
+    )
 
 
 TRAINING_IMAGES = "training images"  # the split of `eval.training_images` in metrics.jsonl
@@ -148,6 +160,22 @@ class RunLog:
             self._line(self._workdir.metrics, fields)
             self._written.add((step, split))
             self._scalars(split, step, values)
+
+    def warn_of_gaps(self, expected: Mapping[str, range]) -> None:
+        """Names the lines of metrics.jsonl up to `step` that are not there.
+
+        Args:
+          expected: the steps that each split's lines must have.
+        """
+        if not self._write:
+            return
+        for split, steps in expected.items():
+            missing = [str(step) for step in steps if (step, split) not in self._written]
+            if missing:
+                LOG.warning(
+                    "%s: the %s lines of %d steps are missing (%s); the run goes on without them.",
+                    *(self._workdir.metrics, split, len(missing), ", ".join(missing[:10])),
+                )
 
     def timing(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line to timing.jsonl."""

@@ -23,9 +23,26 @@ def test_half_lines_and_lines_after_the_checkpoint_are_dropped(tmp_path):
     assert lines(tmp_path) == whole
 
 
+def test_lines_that_are_missing_are_said(tmp_path, caplog):
+    log = logs.RunLog(tmp_path, 0, tensorboard=False)
+    for step in (2, 4, 8):
+        log.metrics(step, "train", {})
+    log.metrics(6, "validation", {})
+    log.warn_of_gaps({"train": range(2, 5, 2), "validation": range(6, 7, 6)})
+    assert not caplog.text
+    log.warn_of_gaps({"train": range(2, 9, 2), "validation": range(6, 13, 6)})
+    log.close()
+    assert "train lines of 1 steps are missing (6)" in caplog.text
+    assert "validation lines of 1 steps are missing (12)" in caplog.text
+
+
 @pytest.mark.parametrize(
     "line",
-    ["null", "3", "{}", "[1]", '{"step": "x"}', "\0", '{"step": 3, "split": [1]}', "[" * 9999],
+    [
+        *("null", "3", "{}", "[1]", '{"step": "x"}', "\0", "[" * 9999),
+        *('{"step": 3, "split": [1]}', '{"step": 3, "loss": "x"}'),
+        *('{"step": 3, "masked_records": 5}', '{"step": 3, "masked_records": [[]]}'),
+    ],
 )
 def test_a_damaged_line_is_named_and_kept_aside_and_nothing_after_it_is_lost(
     tmp_path, line, caplog

@@ -9,6 +9,7 @@ import pytest
 import export
 import models
 import train
+from analysis import subject
 from benchmarks.changed_data import CHANGES, draw, draw_classes, swap
 from configs import digits
 from data import facts, sources
@@ -121,6 +122,20 @@ def test_a_damaged_list_of_the_data_is_refused_and_a_missing_one_is_said(config,
     start.claim(workdir, config, facts_of(config))
     assert "data.json is missing" in caplog.text
     start.claim(workdir, config, facts_of(config))
+
+
+def test_an_analysis_of_changed_data_is_refused_too(images, config, tmp_path, caplog):
+    run = opened_run.OpenedRun("run", config, facts_of(config), None, None, 0)
+    assert len(subject.load_images(run, "test", 9)[1]) == 6
+    swap(images / "val/cat", images / "val/eel")
+    for index in images.glob(".index*"):
+        index.unlink()
+    with pytest.raises(UserError, match="run: the test images have changed.*on_change=accept"):
+        subject.load_images(run, "test", 9)
+    assert len(subject.load_images(run, "train", 9)[1]) == 9
+    config.data.on_change = "accept"
+    assert len(subject.load_images(run, "test", 9)[1]) == 6
+    assert "the test images have changed" in caplog.text
 
 
 @pytest.fixture
