@@ -106,17 +106,6 @@ def run(
     try:
         with contextlib.redirect_stdout(output):
             return main(argv) or 0
-    except (UserError, MemoryError) as error:
-        said = str(error)
-        if isinstance(error, MemoryError):
-            said = f"out of memory ({error}); use a smaller batch_size, eval.batch_size or image"
-        print(printable(f"error: {said}", kept="\n"), file=sys.stderr, flush=True)
-        if _has_joined():
-            from run import agreement
-
-            agreement.part()
-            os._exit(1)  # an orderly exit would wait for the others, and they for this one
-        return 2 if isinstance(error, UsageError) else 1
     except Interrupted as stopped:
         _say(f"{stopped}; run the same command to continue.")
         return 128 + stopped.signum
@@ -125,8 +114,29 @@ def run(
     except BrokenPipeError:  # who reads the output (head, less) has seen enough
         _forget_stdout()
         return 128 + signal.SIGPIPE
+    except Exception as error:
+        if (said := _explained(error)) is None:
+            raise
+        print(printable(f"error: {said}", kept="\n"), file=sys.stderr, flush=True)
+        if _has_joined():
+            from run import agreement
+
+            agreement.part()
+            os._exit(1)  # an orderly exit would wait for the others, and they for this one
+        return 2 if isinstance(error, UsageError) else 1
     finally:
         set_handlers(before)
+
+
+def _explained(error):
+    """What is said of an error that a user can put right; None for others."""
+    if isinstance(error, UserError):
+        return str(error)
+    of_device = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    if isinstance(error, MemoryError) or of_device:
+        reason = str(error).partition("\n")[0]
+        return f"out of memory ({reason}); use a smaller batch_size, eval.batch_size or image"
+    return None
 
 
 def _end(number, frame):

@@ -1,6 +1,7 @@
 """Where and when a number was made: what stands beside every result."""
 
 import datetime
+import os
 import platform
 import zlib
 from importlib import metadata
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+DECODERS = ("opencv-python-headless", "pillow", "simplejpeg")  # two may differ in a pixel
 ROOMS = ("", "configs", "data", "models", "models/ops", "run", "testing", "training", "weights")
 # JAX's own settings that change numbers.
 SETTINGS = (
@@ -18,6 +20,8 @@ SETTINGS = (
     "jax_enable_x64",
     "jax_threefry_partitionable",
 )
+COMPILER = "XLA_FLAGS"
+OF_A_HOST = ("--xla_dump", "--xla_force_host_platform_device_count")  # flags that may differ
 
 
 def device() -> str:
@@ -33,7 +37,7 @@ def provenance(command: str) -> dict[str, Any]:
         "command": command,
         "date": datetime.date.today().isoformat(),
         "device": device(),
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": {"python": platform.python_version()} | _versions(PACKAGES),
     }
 
 
@@ -44,8 +48,17 @@ def code() -> dict[str, Any]:
         for path in sorted((root / room).glob("*.py")):
             digest = zlib.crc32(path.read_bytes(), digest)
     settings = {name: getattr(jax.config, name) for name in SETTINGS}
-    return {"code": f"{digest:08x}"} | _versions() | settings
+    flags = [f for f in os.environ.get(COMPILER, "").split() if not f.startswith(OF_A_HOST)]
+    settings[COMPILER] = " ".join(sorted(flags))
+    return {"code": f"{digest:08x}"} | _versions(PACKAGES + DECODERS) | settings
 
 
-def _versions():
-    return {name: metadata.version(name) for name in PACKAGES}
+def _versions(packages):
+    return {name: _version(name) for name in packages}
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"

@@ -54,6 +54,12 @@ def test_what_is_printed_cannot_reach_the_terminal(capsys):
     [
         (UserError("depth=21: expected 20"), 1, "error: depth=21: expected 20\n"),
         (UsageError("no such flag"), 2, "error: no such flag\n"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory, 8 bytes\n\nA table"),
+            1,
+            "error: out of memory (RESOURCE_EXHAUSTED: Out of memory, 8 bytes); use a smaller "
+            "batch_size, eval.batch_size or image\n",
+        ),
     ],
 )
 def test_an_error_of_the_user_is_a_message(capsys, error, status, said):

@@ -6,6 +6,7 @@ import signal
 
 import jax
 import numpy as np
+import PIL
 import pytest
 
 import train
@@ -13,7 +14,7 @@ from benchmarks import faults
 from benchmarks.runs import group as runs_of
 from configs import digits
 from errors import UserError
-from run import logs, processes
+from run import logs, processes, provenance
 from run.checkpoint import Checkpoints
 from run.mesh import make_mesh
 from run.workdir import Workdir
@@ -166,6 +167,13 @@ def test_four_processes_of_two_devices_stop_go_on_and_are_evaluated(options, tmp
     assert [run.wait() for run in runs] == [0] * 2, runs[0].said()
     found = json.loads((together / "evaluation.json").read_text())
     assert found["top1_error"] == ours[-1]["top1_error"]
+
+
+def test_processes_compare_flags_of_the_compiler_and_versions_of_decoders(monkeypatch):
+    of_a_host = "--xla_dump_to=x --xla_force_host_platform_device_count=2"
+    monkeypatch.setenv("XLA_FLAGS", f"--b {of_a_host} --a=1")
+    code = provenance.code()
+    assert code["XLA_FLAGS"] == "--a=1 --b" and code["pillow"] == PIL.__version__
 
 
 def test_what_the_first_process_sends_is_few_large_buffers_of_the_same_bits(monkeypatch):
