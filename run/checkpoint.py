@@ -27,7 +27,6 @@ from run.mesh import to_host
 from run.workdir import Workdir
 
 LOG = logging.getLogger("residual")
-LOCK_FILE = ".lock"
 VALIDATION_FILE = "validation_errors.json"
 FULL = ("RESOURCE_EXHAUSTED", "No space left", "Disk quota exceeded")  # what a full disk says
 
@@ -334,7 +333,7 @@ class Checkpoints:
             "or stop it, or use another --workdir."
         )
         with files.explained(self._directory, "choose another --workdir"):
-            self._lock.enter_context(files.lock(self._directory / LOCK_FILE, busy))
+            self._lock.enter_context(files.lock(self._workdir.lock, busy))
             whole_folders.remove_leftovers(self._directory)
 
 

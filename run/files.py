@@ -203,3 +203,16 @@ def lock(path: str | os.PathLike, busy: str = "") -> Iterator[None]:
         except OSError:  # a file system without locks
             LOG.warning("%s: cannot be locked; see that no other process writes there.", path)
         yield
+
+
+def locked(path: str | os.PathLike) -> bool:
+    """Whether a process of this machine holds the lock of a file, which is not even opened.
+
+    False also where the system does not list its locks.
+    """
+    try:
+        status, listed = at(path).stat(), Path("/proc/locks").read_text()
+    except OSError:
+        return False
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    return f" {device}:{status.st_ino} " in listed

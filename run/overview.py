@@ -80,6 +80,7 @@ def _read(workdir, folder):
     step = max([*steps, *(line["step"] for line in lines)], default=0)
     final = any(line.get("final") for line in lines)
     state = "finished" if final else "unfinished" if step else "not begun"
+    state = "running" if files.locked(workdir.lock) else state
     of = f" of {fields['num_steps']}" if "num_steps" in fields else ""
     cells = (
         os.path.relpath(workdir.path, folder),
@@ -100,7 +101,7 @@ def _config(workdir, problems):
             return {}
         fields, _ = files.unsealed(workdir.config.read_text(encoding="utf-8"))
         fields.pop(RUN, None)
-        if not isinstance(fields.get("model"), dict):
+        if not isinstance(model := fields.get("model"), dict) or "depth" not in model:
             return {}  # somebody else's
         return base.flatten(fields)
     except UNREADABLE as error:

@@ -48,6 +48,7 @@ class Workdir:
         self.config = self.path / "config.json"
         self.facts = self.path / "data.json"
         self.checkpoints = self.path / "checkpoints"
+        self.lock = self.checkpoints / ".lock"  # of who trains
         self.metrics = self.path / "metrics.jsonl"
         self.timing = self.path / "timing.jsonl"
         self.events = self.path / "events"  # the beginning of the names of TensorBoard's files

@@ -8,7 +8,7 @@ import pytest
 import main
 from configs import digits
 from errors import UsageError, UserError
-from run import overview
+from run import files, overview
 from run.logs import RunLog
 from run.workdir import Workdir
 
@@ -37,6 +37,8 @@ def folder(tmp_path):
     make(root / "c")
     (root / "other").mkdir()
     (root / "other" / "config.json").write_text('{"model_type": "resnet"}')
+    (root / "others").mkdir()
+    (root / "others" / "config.json").write_text('{"model": {"hidden": 8}}')
     return root
 
 
@@ -56,6 +58,9 @@ def test_states_steps_and_errors(folder):
     assert overview.differing(runs) == ["batch_size", "seed"]
     assert "batch_size=128, seed=1" in listed(folder)
     assert overview.find(folder / "a")[0][0].cells[0] == "."
+    with files.lock(Workdir(folder / "deep" / "b").lock):
+        states = {run.cells[0]: run.cells[2] for run in overview.find(folder)[0]}
+    assert states == {"a": "finished", "c": "not begun", "deep/b": "running"}
 
 
 def test_age_is_that_of_the_last_write(folder):
