@@ -74,6 +74,7 @@ def _open_torch(path: Path, part: str) -> _File:
         tree: Any = huggingface.read_shards(path, _read)
     else:
         tree, metadata = _read(path)
+    fit.check_name(path, checkpoints.architecture(tree))
     arrays, notes = checkpoints.state_dict(tree, path, part)
     origin, known = "torchvision or timm", TORCHVISION
     rename: Callable[[str], str] = str
@@ -186,7 +187,12 @@ def describe(path: str | os.PathLike) -> Description:
         raise fit.refusal(file.path, network)
     if not all(name in file.tensors for name in HEAD):
         names = " and ".join(map(file.theirs, HEAD))
-        raise UserError(f"{file.path}: has no head ({names}), so it names no classes.")
+        foreign = [t.source for name, t in file.tensors.items() if name == t.source]
+        others = f", and arrays of no network here: {checkpoints.listed(foreign)}" * bool(foreign)
+        raise UserError(
+            f"{file.path}: has no head ({names}){others}, so it names no classes. Give a file with "
+            "one, or train one on images of yours: --config=configs/finetune.py."
+        )
     stem = next(t.array for path, t in file.tensors.items() if path.startswith("params/stem_conv"))
     return file.conventions.describe(
         file.path,

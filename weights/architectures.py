@@ -42,13 +42,17 @@ OTHERS = {
     r"denseblock": "a DenseNet",
     r"^s1\.b1\.|trunk_output": "a RegNet",
     r"layer_scale|^stages\.\d\.blocks\.\d+\.gamma": "a ConvNeXt",
-    r"conv_dw|^conv_stem|^features\.\d+\.(conv|block)": "an EfficientNet or MobileNet",
+    r"conv_dw|^conv_stem|^features\.\d+\.(\d+\.)?(conv|block)": "an EfficientNet or MobileNet",
     r"^features\.\d+\.weight": "a VGG, AlexNet or SqueezeNet",
 }
 # Filters that have no weights leave no trace but in the name.
 ANTI_ALIASED = re.compile(r"blur|anti.?alias|resnetaa|(?<![a-z])aa(?![a-z])", re.I)
 MORE_DEPTHS = (10, 14, 26, 269)  # that others have built of bottlenecks or basic blocks
-NAMELESS = re.compile(r"(pytorch_)?model\b", re.I)
+NAMELESS = re.compile(
+    r"(pytorch_)?(model|checkpoint|ckpt|weights|epoch|step|last|best|final)"
+    r"([-_=\d]|best|last|final|ema|epoch|step|of)*",
+    re.I,
+)
 READ = (
     f"Read are ResNet-{', '.join(map(str, IMAGENET))} (also wide, grouped, in C and D form) and "
     "CIFAR's networks of 6n+2 layers; choose a file of one of them."
@@ -76,8 +80,9 @@ class Network(NamedTuple):
 
 
 def telling_name(path: Path) -> str:
-    """The name by which people know a weight file: its folder's, if the file is 'model.…'."""
-    return path.parent.name if NAMELESS.match(path.stem) else path.stem
+    """The name by which people know a weight file: its folder's, if the file is 'model_best.…'."""
+    nameless = NAMELESS.fullmatch(path.name.partition(".")[0])
+    return path.absolute().parent.name if nameless else path.stem
 
 
 def identify(tensors: Mapping[str, Tensor]) -> Network:

@@ -107,6 +107,12 @@ def _choose(found, path, part):
     return first, notes
 
 
+def architecture(tree: Any) -> str:
+    """The network's name, where a training program saved one (PyTorch's example, timm), or ''."""
+    named = tree.get("arch") if isinstance(tree, dict) else ""
+    return named if isinstance(named, str) else ""
+
+
 def networks(tree: Any) -> list[Found]:
     """Every network in a tree; if none has a first stage, the largest dictionary of arrays."""
     dictionaries = list(_dictionaries(tree, ()))

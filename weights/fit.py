@@ -114,5 +114,5 @@ def _advice(network, found, wanted, model_config):
     if not advice:
         advice = ["No field of config.model explains that: choose another file"]
         if set(found) > set(wanted):
-            advice = ["No network here has the unknown arrays: save the state dict without them"]
+            advice = ["No network here has the unknown arrays: save the network without them"]
     return f"{'; '.join(advice)}."

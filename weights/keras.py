@@ -4,6 +4,9 @@ Their convolutions have biases, which the BN behind takes up: BN(Wx + b) with ru
 BN(Wx) with m − b. Their BN epsilon is 1.001e-5 and ours 1e-5; the running variance takes up the
 difference. Their images are BGR; flipping the stem kernel's input makes that RGB. They stride in
 the first 1×1, as the paper does.
+
+In a model of one's own on such a backbone, the only fully connected layer is the head, whatever
+its name. What an optimiser keeps is passed over.
 """
 
 import io
@@ -22,6 +25,7 @@ from weights.files import Tensor, readable
 KERAS_BN_EPSILON = 1.001e-5
 LAYER = re.compile(r"conv(\d+)_block(\d+)_(\d+)_(conv|bn)")
 HEADS = ("predictions", "probs")
+OPTIMIZERS = ("optimizer", "optimizer_weights")  # groups beside the layers'
 # Keras 3 numbers a layer's variables in the order in which they were made.
 VARIABLES = {
     "conv": ("kernel", "bias"),
@@ -46,7 +50,7 @@ def read_keras(path: str | os.PathLike) -> dict[str, dict[str, np.ndarray]]:
     layers: dict[str, dict[str, np.ndarray]] = {}
 
     def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
+        if isinstance(item, h5py.Dataset) and not name.startswith(OPTIMIZERS):
             layer, variable = _names(name, item.parent.attrs)
             layers.setdefault(layer, {})[variable] = np.asarray(item)
 
@@ -84,8 +88,12 @@ def from_keras(layers: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Tens
       dict from our path to `Tensor`; what no network of ours could have keeps its own name.
     """
     tensors = {}
+    own_head = _own_head(layers)
     for layer, arrays in layers.items():
         kind, path = _kind(layer), _our_path(layer)
+        if layer == own_head:
+            kind = path = "head"
+            arrays = {("bias", "kernel")[a.ndim - 1]: a for a in arrays.values()}
         if path is None or set(arrays) - set(VARIABLES[kind]):
             tensors |= {f"{layer}/{k}": Tensor(v, f"{layer}/{k}") for k, v in arrays.items()}
         elif kind == "head":
@@ -105,6 +113,16 @@ def from_keras(layers: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Tens
                 f"batch_stats/{path}/var": Tensor(var, f"{layer}/moving_variance"),
             }
     return tensors
+
+
+def _own_head(layers: Mapping[str, Mapping[str, np.ndarray]]) -> str | None:
+    """The only fully connected layer, known by the shapes of a kernel and a bias; else None."""
+    found = [
+        layer
+        for layer, arrays in layers.items()
+        if sorted(np.ndim(array) for array in arrays.values()) == [1, 2]
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _our_path(layer: str) -> str | None:

@@ -4,6 +4,8 @@ The names are those of timm 1.0 and torchvision 0.29; the arrays of one block re
 added.
 """
 
+import pickle
+
 import jax
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import weights
 from errors import UserError
 from tests.weights.test_door import CIFAR, abstract, write
 from weights.architectures import identify
+from weights.files import LEGACY_MAGIC
 from weights.torchvision import from_torch, to_torch
 
 RESNET50 = {"depth": 50, "width": 4}
@@ -150,6 +153,8 @@ def test_advice_names_the_fields_that_differ_and_no_other(tmp_path):
         "resnet50-antialiased.safetensors",
         "resnetaa50.pth",
         "resnetblur18/model.bin",
+        "20261126-resnetblur18-224/model_best.pth.tar",
+        "resnetaa50/checkpoint-12.pth.tar",
     ],
 )
 def test_blur_pools_are_refused_by_the_name_of_the_file(name, tmp_path):
@@ -157,6 +162,14 @@ def test_blur_pools_are_refused_by_the_name_of_the_file(name, tmp_path):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"")
     assert "anti-aliased" in refusal(path, CIFAR)
+
+
+def test_or_by_the_name_that_a_training_program_saved(tmp_path):
+    tree = {"arch": "resnetblur50", "epoch": 3}
+    parts = (LEGACY_MAGIC, 1001, {"little_endian": True}, tree, [])  # as torch did before 1.6
+    (tmp_path / "run.pth").write_bytes(b"".join(map(pickle.dumps, parts)))
+    with pytest.raises(UserError, match="'resnetblur50' is the name of an anti-aliased network"):
+        weights.describe(tmp_path / "run.pth")
 
 
 def test_other_names_are_not(tmp_path):

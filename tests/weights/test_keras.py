@@ -93,6 +93,22 @@ def test_numbered_files_of_keras_3(layers, tmp_path):
     assert conventions(tmp_path / "x.keras").downsample_in == "1x1"
 
 
+@pytest.mark.parametrize("write", [write_by_name, write_numbered])
+def test_the_only_dense_layer_is_the_head_whatever_its_name(write, layers, tmp_path):
+    head, names = layers["predictions"], ("params/head/kernel", "params/head/bias")
+    own = {"conv1_conv": layers["conv1_conv"], "my_dense": head}
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        write(file, own)
+        file["optimizer/vars/0"] = file["optimizer_weights/sgd/momentum"] = np.zeros(3)
+    found = from_keras(read_keras(tmp_path / "x.h5"))
+    assert found.keys() == {"params/stem_conv/kernel", *names}
+    for name, array in zip(names, (head["kernel"], head["bias"]), strict=True):
+        np.testing.assert_array_equal(found[name].array, array)
+    assert found[names[0]].source.startswith("my_dense/")
+    two = from_keras(own | {"another": head})
+    assert names[0] not in two and "another/kernel" in two
+
+
 def test_bias_and_epsilon_go_into_batch_norm(layers):
     tensors = from_keras(some(layers))
     assert "params/stem_conv/bias" not in tensors
