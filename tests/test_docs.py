@@ -55,7 +55,10 @@ SMALL = {  # of a program, or of its package
     "analysis.transfer": """--data={tmp}/photos --steps=2 --batch_size=4 --rates 0.001
         --methods probe --held_out=0.2 --runs={tmp}/{new} --out={tmp}/{new} --field=model.depth=18
         --field=model.width=4 --field=data.image_size=32 --field=eval.resize=32
-        --field=eval.batch_size=4 --field=data.test_split=val""",
+        --field=eval.batch_size=4 --field=data.test_split=val
+        --init_from={tmp}/weights.safetensors""",
+    "analysis.class_folders": """--dataset=digits --counts 2 2 --source_images=2 --tested=1
+        --out={tmp}/{new}""",
     "analysis.gradients": "--runs=1 --images=4 --out={tmp}",
     "analysis.invariance": "--max_shift=2 --images=4 --out={tmp}",
     "analysis": "--images=4 --out={tmp}",

@@ -30,10 +30,16 @@ MODULES = {
     r"layer\d\.\d+\.conv\d\.0\b": "a video {}",
     r"layer\d\.\d+\..*(attn|attention|cbam|ca\.|sa\.|gc\.|context)": "{} with attention",
     r"^stage\d\.\d\.branches": "HRNet in the form of {}",
+    r"_preact_bn/|^post_bn/": "{} of version 2 (pre-activation, Keras)",
+    r"^pool\d_(bn|conv)/": "a DenseNet of Keras, not {}",
     r"^linear\.": "{} of a CIFAR repository ('linear'), which pads shortcut A on both sides",
 }
 OTHERS = {
-    r"^stages\.0\.0\.conv1_1x1": "a ResNet of timm's byobnet form",
+    r"^stages\.0\.0\.conv\d?_(1x1|kxk)": "a ResNet of timm's byobnet form, or a RepVGG",
+    r"conv_transition": "a cross-stage network (CSPNet)",
+    r"conv_mid": "a VoVNet",
+    r"^(conv2d_1a|Mixed_5b|inception3a)": "an Inception network",
+    r"^stage2\.0\.branch1": "a ShuffleNet",
     r"(^|\.)(cls_token|pos_embed|class_token)$|attn\.qkv|self_attention": "a vision transformer",
     r"norm1\.(tau|v)$|^stages\.0\.blocks\.0\.norm1|^norm\.running_mean": (
         "a ResNet v2 (pre-activation)"
@@ -41,9 +47,12 @@ OTHERS = {
     r"\.gain$": "a normaliser-free ResNet (NF-ResNet)",
     r"denseblock": "a DenseNet",
     r"^s1\.b1\.|trunk_output": "a RegNet",
-    r"layer_scale|^stages\.\d\.blocks\.\d+\.gamma": "a ConvNeXt",
-    r"conv_dw|^conv_stem|^features\.\d+\.(\d+\.)?(conv|block)": "an EfficientNet or MobileNet",
-    r"^features\.\d+\.weight": "a VGG, AlexNet or SqueezeNet",
+    r"layer_scale|^stages\.\d\.blocks\.\d+\.gamma|^convnext": "a ConvNeXt",
+    r"conv_dw|^conv_stem|^features\.\d+\.(\d+\.)?(conv|block)|dwconv|depthwise": (
+        "an EfficientNet or MobileNet"
+    ),
+    r"_sepconv": "an Xception",
+    r"^features\.\d+\.weight|^block1_conv1/": "a VGG, AlexNet or SqueezeNet",
 }
 # Filters that have no weights leave no trace but in the name.
 ANTI_ALIASED = re.compile(r"blur|anti.?alias|resnetaa|(?<![a-z])aa(?![a-z])", re.I)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import models
-from analysis import confusion, transfer
+from analysis import class_folders, confusion, transfer
 from errors import UserError
 from testing import opened_run
 from tests.support.reference_weights import write_safetensors
@@ -45,6 +45,19 @@ def command(folder, tmp_path, *more):
 
 def test_the_grid_is_published_rates_for_both_methods():
     assert transfer.RATES == (0.0001, 0.00032, 0.001, 0.0032, 0.01, 0.032, 0.1)
+
+
+def test_two_folders_from_a_small_set(tmp_path):
+    words = ["--dataset=digits", f"--out={tmp_path}", "--source_images=3", "--tested=2"]
+    class_folders.main([*words, "--counts", "4", "1"])
+    found = {str(p.relative_to(tmp_path)): len(list(p.iterdir())) for p in tmp_path.glob("*/*/*")}
+    assert len(found) == 20 and found["source/train/0"] == 3 and found["source/val/7"] == 2
+    assert [found[f"target/{where}"] for where in ("train/8", "train/9", "val/9")] == [4, 1, 2]
+    assert Image.open(tmp_path / "target/train/9/00000.png").size == (8, 8)
+    with pytest.raises(UserError, match="choose another --out"):  # not among those of before
+        class_folders.main([*words, "--counts", "3", "1"])
+    with pytest.raises(UserError, match="expected at most 8 numbers"):
+        class_folders.main([*words, "--counts", *"123456789"])
 
 
 @pytest.mark.slow

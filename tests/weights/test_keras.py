@@ -15,6 +15,7 @@ import weights
 from errors import UserError
 from tests.support import keras_reference
 from weights import conventions
+from weights.architectures import identify
 from weights.keras import from_keras, read_keras
 
 REFERENCE = np.load(pathlib.Path(__file__).parents[1] / "support" / "files" / "keras_reference.npz")
@@ -122,6 +123,18 @@ def test_bias_and_epsilon_go_into_batch_norm(layers):
 def test_unknown_layers_keep_their_names(layers):
     tensors = from_keras(some(layers) | {"conv2_block1_preact_bn": {"gamma": np.ones(3)}})
     assert "conv2_block1_preact_bn/gamma" in tensors
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        ("conv2_block1_preact_bn", "ResNet-50 of version 2 (pre-activation, Keras)"),
+        ("pool2_conv", "a DenseNet of Keras, not ResNet-50"),
+    ],
+)
+def test_keras_other_networks_are_named(layer, name, layers):
+    network = identify(from_keras(layers | {layer: {"kernel": np.ones((1, 1, 2, 2))}}))
+    assert network.name == name and network.why_not
 
 
 def test_damage_and_a_missing_h5py_are_explained(tmp_path, monkeypatch):
