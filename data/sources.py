@@ -111,27 +111,28 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._paths)
 
-    @property
+    @functools.cached_property
+    def _sizes(self) -> list[int]:
+        if not files.is_remote(self._root):
+            return _sizes(self._files())
+        splits = {path.partition("/")[0] for path in self._paths}
+        below = {split: cast(Any, self._root / split).sizes() for split in splits}
+        parts = (path.partition("/") for path in self._paths)
+        return [below[split].get(path, -1) for split, _, path in parts]
+
     def _files(self) -> list[str]:
         return [f"{self._root}/{path}" for path in self._paths]
 
     @functools.cached_property
-    def contents(self) -> str:
-        """See `Source`."""
-        return _contents(self._files)
-
-    @functools.cached_property
     def digest(self) -> str:
         """See `Source`."""
-        if files.is_remote(self._root):
-            splits = {path.partition("/")[0] for path in self._paths}
-            below = {split: cast(Any, self._root / split).sizes() for split in splits}
-            parts = (path.partition("/") for path in self._paths)
-            sizes = [below[split].get(path, -1) for split, _, path in parts]
-        else:
-            sizes = _sizes(self._files)
-        listing = zip(self._paths, self._labels, sizes, strict=True)
+        listing = zip(self._paths, self._labels, self._sizes, strict=True)
         return _digest(f"{path}\0{label}\0{size}" for path, label, size in listing)
+
+    @functools.cached_property
+    def contents(self) -> str:
+        """See `Source`."""
+        return "" if files.is_remote(self._root) else _contents(self._files(), self._sizes)
 
     def __getitem__(self, index: int) -> Record:
         path = self._paths[index]
@@ -146,22 +147,22 @@ def _sizes(paths: Sequence[str | Path]) -> list[int]:
     return _of_each(paths, lambda p: (os.stat(p) if isinstance(p, str) else p.stat()).st_size)
 
 
-def _contents(paths: Sequence[str | Path]) -> str:
+def _contents(paths: Sequence[str | Path], sizes: Sequence[int]) -> str:
     """See `Source`."""
-    if any(map(files.is_remote, paths)) or sum(map(abs, _sizes(paths))) > CONTENTS_UP_TO:
+    if sum(sizes) > CONTENTS_UP_TO:
         return ""
-    return _digest(map(str, _of_each(paths, lambda path: zlib.crc32(Path(path).read_bytes()))))
+    return _digest(map(str, _of_each(paths, lambda p: zlib.crc32(decode.read(Path(p))))))
 
 
 def _of_each(paths: Sequence[str | Path], ask: Callable[[Any], int]) -> list[int]:
-    """The answer for each file; −1 for what is not there."""
+    """The answer for each file; −1 for what is not there, or is none."""
 
     def answers(start: int) -> list[int]:
         found = []
         for path in paths[start : start + 1000]:
             try:
                 found.append(ask(path))
-            except OSError:
+            except (OSError, DecodeError):
                 found.append(-1)
         return found
 
@@ -218,7 +219,10 @@ class TfdsSource:
     @functools.cached_property
     def contents(self) -> str:
         """See `Source`."""
-        return _contents([path for path, _, _ in self._pieces])
+        if files.is_remote(self.directory):
+            return ""
+        paths = [path for path, _, _ in self._pieces]
+        return _contents(paths, _sizes(paths))
 
     @functools.cached_property
     def digest(self) -> str:

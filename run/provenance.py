@@ -49,7 +49,7 @@ def code() -> dict[str, Any]:
             digest = zlib.crc32(path.read_bytes(), digest)
     settings = {name: getattr(jax.config, name) for name in SETTINGS}
     flags = [f for f in os.environ.get(COMPILER, "").split() if not f.startswith(OF_A_HOST)]
-    settings[COMPILER] = " ".join(sorted(flags))
+    settings[COMPILER] = sorted(flags)
     return {"code": f"{digest:08x}"} | _versions(PACKAGES + DECODERS) | settings
 
 

@@ -173,7 +173,7 @@ def test_processes_compare_flags_of_the_compiler_and_versions_of_decoders(monkey
     of_a_host = "--xla_dump_to=x --xla_force_host_platform_device_count=2"
     monkeypatch.setenv("XLA_FLAGS", f"--b {of_a_host} --a=1")
     code = provenance.code()
-    assert code["XLA_FLAGS"] == "--a=1 --b" and code["pillow"] == PIL.__version__
+    assert code["XLA_FLAGS"] == ["--a=1", "--b"] and code["pillow"] == PIL.__version__
 
 
 def test_what_the_first_process_sends_is_few_large_buffers_of_the_same_bits(monkeypatch):
