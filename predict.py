@@ -1,7 +1,8 @@
-"""Classify image files with a trained network.
+"""Classify image files with a trained network, or find objects in them.
 
     python predict.py --workdir=runs/digits-resnet20-seed0 image.jpg folder/ …
     python predict.py --weights=resnet50.safetensors image.jpg
+    python predict.py --weights=maskrcnn.safetensors image.jpg   # draws boxes, names and masks
 
 A folder stands for the images in it and below it, but for hidden ones. Images are decoded (jpeg,
 png, webp, …), resized, cropped and normalised as the network was tested; for a weight file that
@@ -32,10 +33,12 @@ from PIL import Image
 
 from data import transforms
 from data.class_names import readable
-from data.decode import DecodeError, decode
+from data.decode import MAX_PIXELS, DecodeError, decode
 from data.decode import read as encoded
 from data.folder import images_below
 from data.normalization import normalize
+from detection.network import Network, open_weights
+from detection.report import described
 from errors import UserError
 from models.activation_map import class_activation_map
 from run import command, files
@@ -199,9 +202,45 @@ def _as_dict(prediction: Prediction, label_names: Sequence[str]) -> dict[str, An
     return {"image": str(prediction.path), "predictions": best}
 
 
+def _classified(network: OpenedRun, paths: Sequence[Path], flags: Any) -> Iterator[dict[str, Any]]:
+    """What is said of each image; writes activation maps."""
+    network.config.data.max_pixels = flags.max_pixels or network.config.data.max_pixels
+    cam_dir = files.at(flags.cam_dir or Workdir(flags.workdir).cam)
+    predictions = predict(
+        network, paths, top_k=flags.top_k, batch_size=flags.batch_size, with_maps=flags.cam
+    )
+    for prediction in predictions:
+        entry = _as_dict(prediction, network.facts.label_names)
+        if flags.cam and not prediction.error:
+            picture = overlay(prediction.image, prediction.activation_map)
+            where = (prediction.path, cam_dir, ".cam.png", "choose another --cam_dir")
+            entry["cam"] = str(save_picture(picture, *where))
+        yield entry
+
+
+def _detected(network: Network, paths: Sequence[Path], flags: Any) -> Iterator[dict[str, Any]]:
+    """What is found in each image; writes pictures of it."""
+    folder, limit = files.at(flags.picture_dir), flags.max_pixels or MAX_PIXELS
+    for path in paths:
+        try:
+            image = decode(encoded(path), limit)
+            entry, picture = described(network, image, flags.min_score)
+        except (OSError, DecodeError) as error:
+            yield {"image": str(path), "error": str(error)}
+            continue
+        where = (path, folder, ".detected.png", "choose another --picture_dir")
+        yield {"image": str(path), **entry, "picture": str(save_picture(picture, *where))}
+
+
 def _table(entry: dict[str, Any]) -> str:
-    lines = [entry["image"] + (f"  → {entry['cam']}" if "cam" in entry else "")]
-    lines += [f"  {100 * p['probability']:6.2f} %  {p['name']}" for p in entry["predictions"]]
+    written = entry.get("cam") or entry.get("picture")
+    lines = [entry["image"] + (f"  → {written}" if written else "")]
+    for found in (*entry.get("predictions", ()), *entry.get("classes", ())):
+        share = found["probability"] if "probability" in found else found["share"]
+        lines.append(f"  {100 * share:6.2f} %  {found['name']}")
+    for found in entry.get("detections", ()):
+        box = "({:.0f}, {:.0f}) – ({:.0f}, {:.0f})".format(*found["box"])
+        lines.append(f"  {100 * found['score']:6.2f} %  {found['name']}  {box}")
     return "\n".join(map(command.printable, lines))
 
 
@@ -225,33 +264,34 @@ def main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
     parser.add_argument("--cam", action="store_true", help="write class activation maps")
     parser.add_argument("--cam_dir", default="", help="where (WORKDIR/cam, or cam)")
+    parser.add_argument("--picture_dir", default="detected", help="where detectors draw (detected)")
+    parser.add_argument("--min_score", type=command.share, default=0.5, help="objects' (0.5)")
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
     flags = parser.parse_args(argv)
     paths = find_images(flags.images)
-    if flags.weights:
-        network, said = weights_alone(flags.weights)
-        print(command.printable(said), file=sys.stderr if flags.json else sys.stdout)
-    else:
-        network = load(flags.workdir, which=flags.which)
-    network.config.data.max_pixels = flags.max_pixels or network.config.data.max_pixels
-    cam_dir = files.at(flags.cam_dir or Workdir(flags.workdir).cam)
-    entries, failed = [], 0
-    predictions = predict(
-        network, paths, top_k=flags.top_k, batch_size=flags.batch_size, with_maps=flags.cam
-    )
-    for prediction in tqdm(predictions, total=len(paths), unit="image", disable=None):
-        entry = _as_dict(prediction, network.facts.label_names)
-        entries.append(entry)
-        if prediction.error:
-            failed += 1
-            unread = f"{prediction.path}: {prediction.error}"
-            tqdm.write(command.printable(unread), file=sys.stderr)
-            continue
+    found = open_weights(flags.weights) if flags.weights else None
+    of_image: Iterator[dict[str, Any]]
+    if found:
+        detector, said = found
         if flags.cam:
-            picture = overlay(prediction.image, prediction.activation_map)
-            where = (prediction.path, cam_dir, ".cam.png", "choose another --cam_dir")
-            entry["cam"] = str(save_picture(picture, *where))
-        if not flags.json:
+            raise UserError("--cam: a detector or segmenter has no class activation map; leave it.")
+        of_image = _detected(detector, paths, flags)
+    elif flags.weights:
+        network, said = weights_alone(flags.weights)
+        of_image = _classified(network, paths, flags)
+    else:
+        said = ""
+        of_image = _classified(load(flags.workdir, which=flags.which), paths, flags)
+    if said:
+        print(command.printable(said), file=sys.stderr if flags.json else sys.stdout)
+    entries, failed = [], 0
+    for entry in tqdm(of_image, total=len(paths), unit="image", disable=None):
+        entries.append(entry)
+        if "error" in entry:
+            failed += 1
+            unread = f"{entry['image']}: {entry['error']}"
+            tqdm.write(command.printable(unread), file=sys.stderr)
+        elif not flags.json:
             tqdm.write(_table(entry))
     if flags.json:
         print(_json(entries))

@@ -111,7 +111,7 @@ class ResNet(nn.Module):
     """A residual network or its plain twin; the fields are those of `config.model`.
 
     Attributes:
-      num_classes: width of the head.
+      num_classes: width of the head; 0: none, for those who want the endpoints.
       depth: weighted layers (`architecture` lists the possible ones).
       block: 'basic' or 'bottleneck' where both have the depth (CIFAR); '': what the depth tells.
       residual: False builds the plain twin, which has the parameters of the option-A network.
@@ -190,6 +190,8 @@ class ResNet(nn.Module):
             stage = Stage(block, spec, size, self.scan_blocks, self.remat, name=f"stage{i}")
             x = endpoints[f"stage{i}"] = stage(x, train)
         x = endpoints[f"stage{i}"] = self._last_activation(x, train)
+        if not self.num_classes:
+            return jnp.zeros((len(images), 0)), endpoints
 
         x = x.astype(jnp.float32)
         pooled = x.mean((1, 2))

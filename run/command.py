@@ -57,6 +57,14 @@ def positive(text: str) -> int:
     return value
 
 
+def share(text: str) -> float:
+    """An argument that is a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value}: expected a number from 0 to 1")
+    return value
+
+
 def printable(text: str, kept: str = "") -> str:
     """Text from outside (the name of a file, say) as a terminal may have it.
 

@@ -1,9 +1,7 @@
 """Images of any shape in few compiled programs, each image scored at its own shape.
 
 A program takes one shape. So an image is laid into the upper left corner of the next larger of a
-few shapes (a *bucket*), and before every operation that mixes positions what lies beyond the image
-is made what it would be at the image's own border: zeros for a convolution, the last row or column
-again for a pooling. The scores are those of the image alone, up to rounding.
+few shapes (a *bucket*). The scores are those of the image alone (`models.padded`), up to rounding.
 """
 
 import bisect
@@ -11,7 +9,6 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +17,8 @@ from PIL import Image
 
 from data import transforms
 from data.decode import MAX_PIXELS, DecodeError
+from models.padded import OwnSizes
+from models.resnet import ResNet
 
 # Longer over shorter side of the buckets. Photographs are mostly 4/3 and 3/2, which lose nothing;
 # up to 2:1 at most an eighth of a bucket is empty.
@@ -29,7 +28,6 @@ _NEAR = (
 )
 ASPECTS = (*_NEAR, *(Fraction(n * 2**k) for k in range(26) for n in (2, 3)))
 _SIZE_BYTES = 8  # two int32 in front of an image: its height and width
-HALVINGS = 5
 
 
 def aspect_bucket(height: int, width: int, scales: Sequence[int] = ()) -> int:
@@ -110,7 +108,7 @@ def resized(image: Array, sizes: Array, shape: Sequence[int]) -> Array:
     return jax.vmap(at)(sizes)
 
 
-def mean_scores(model: nn.Module, variables: Any, images: Array, sizes: Array) -> Array:
+def mean_scores(model: ResNet, variables: Any, images: Array, sizes: Array) -> Array:
     """The scores of every position of the last feature map, averaged over each image's own.
 
     Args:
@@ -122,44 +120,9 @@ def mean_scores(model: nn.Module, variables: Any, images: Array, sizes: Array) -
     Returns:
       float32 `[batch, classes]`.
     """
-    own = [_own_sizes(model, n, sizes[:, i]) for i, n in enumerate(images.shape[1:3])]
-
-    def inside(x: Array) -> Array:
-        rows, columns = (
-            jnp.arange(n)[None] < own[i][n][:, None] for i, n in enumerate(x.shape[1:3])
-        )
-        return (rows[:, :, None] & columns[:, None, :])[..., None]
-
-    def continued(x: Array) -> Array:
-        for axis in (1, 2):
-            last = own[axis - 1][x.shape[axis]][:, None] - 1
-            index = jnp.minimum(jnp.arange(x.shape[axis])[None], last)
-            x = jnp.take_along_axis(x, jnp.expand_dims(index, (3 - axis, 3)), axis=axis)
-        return x
-
-    def as_if_alone(next_fun, args, kwargs, context):
-        name = context.method_name
-        if isinstance(context.module, nn.Conv) and max(context.module.kernel_size) > 1:
-            args = (jnp.where(inside(args[0]), args[0], 0), *args[1:])
-        elif name == "projection":  # may pool
-            args = (continued(args[0]), *args[1:])
-        output = next_fun(*args, **kwargs)
-        return continued(output) if name == "_stem" else output  # which is pooled
-
-    with nn.intercept_methods(as_if_alone):
+    own = OwnSizes(model, images.shape[1:3], sizes)
+    with own.respected():
         _, endpoints = model.apply(variables, images, train=False)
     scores = endpoints["logits_map"]
-    here = inside(scores)
+    here = own.inside(scores)
     return jnp.where(here, scores, 0).sum((1, 2)) / here.sum((1, 2))
-
-
-def _own_sizes(model, padded, own):
-    """An image's own size, by the size of the bucket, wherever the network halves them."""
-    found = {padded: own}
-    round_up = [True] * HALVINGS
-    if model.stem != "cifar":
-        round_up[1] = model.stem_pool == "padded"  # after the stem's stride
-    for up in round_up:
-        padded, own = (padded + up) // 2, (own + up) // 2
-        found.setdefault(padded, own)
-    return found

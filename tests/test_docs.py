@@ -25,6 +25,7 @@ NOT_RUN = {  # how a command begins: why it does not run here
     "python -m benchmarks.detection": "needs torch",
     "python -m pytest": "runs these tests",
     "python main.py --config=configs/resnet50.py --workdir=/shared/r50 --coord": "waits for others",
+    "python predict.py --weights=maskrcnn.safetensors": "tests/detection/ has it, smaller",
     "python prepare_data.py cifar10": "needs the genuine archive",
     "python prepare_data.py fashion_mnist": "needs the genuine archives",
     "ruff": ".ci/run does it",

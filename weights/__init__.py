@@ -17,15 +17,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from errors import UserError
 from models.scanned import STACKED, stack_blocks, unstack_blocks
-from weights import caffe, checkpoints, fit, huggingface, keras, torchvision
+from weights import caffe, checkpoints, detectors, fit, huggingface, keras, torchvision
 from weights.architectures import HEAD, identify, telling_name
+from weights.detectors import load as load_detector
 from weights.files import Tensor, read_safetensors, read_torch
 from weights.origins import CAFFE, KERAS, TORCHVISION, Conventions, Description, exported
 
-__all__ = ["Conventions", "Description", "conventions", "describe", "load_weights"]
+__all__ = ["Conventions", "Description", "conventions", "describe", "detector", "load_detector"]
+__all__ += ["load_weights"]
 
+TORCH_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 SUFFIXES = (
-    *(".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt"),
+    *TORCH_SUFFIXES,
     *(".h5", ".hdf5", ".keras", ".caffemodel"),
 )
 
@@ -202,6 +205,24 @@ def describe(path: str | os.PathLike) -> Description:
         channels=stem.shape[2],
         num_classes=file.tensors[HEAD[1]].array.shape[0],
     )
+
+
+def detector(path: str | os.PathLike) -> detectors.Detector | None:
+    """The detector or segmenter of torchvision that a file holds; None if it holds none.
+
+    `load_detector` reads its arrays into the network that it describes.
+
+    Args:
+      path: `.safetensors` or a file of `torch.save`, as `load_weights` takes them.
+
+    Raises:
+      UserError: the file cannot be read, or its heads are of a network that is not built here.
+    """
+    file, part = _located(os.fspath(path))
+    if file.suffix.lower() not in TORCH_SUFFIXES or not file.is_file():
+        return None
+    tree, metadata = _read(file)
+    return detectors.find(tree, metadata, file, part)
 
 
 def _use_template_head(

@@ -7,7 +7,7 @@ weights beside the raw ones. Here a network is known by the names of its first s
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +46,10 @@ class Found(NamedTuple):
 
 
 def state_dict(
-    tree: Any, path: str | os.PathLike, part: str = ""
+    tree: Any,
+    path: str | os.PathLike,
+    part: str = "",
+    find: Callable[[Any], list[Found]] | None = None,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Finds the network in what a file holds; averaged weights are preferred.
 
@@ -54,6 +57,7 @@ def state_dict(
       tree: nested dictionaries and lists with arrays, of `read_torch` or `read_safetensors`.
       path: of the file, for messages.
       part: the label of the network that is asked for, if the file has several; '' is the first.
+      find: tree → its networks; `networks` unless given.
 
     Returns:
       `(arrays, notes)`: name → array without wrappers' prefixes, and sentences to be logged.
@@ -61,7 +65,7 @@ def state_dict(
     Raises:
       UserError: naming what `path` holds instead.
     """
-    found = networks(tree)
+    found = (find or networks)(tree)
     if not found:
         holds = list(map(str, tree))[:LISTED] if isinstance(tree, dict) else type(tree).__name__
         raise UserError(
@@ -115,15 +119,14 @@ def architecture(tree: Any) -> str:
 
 def networks(tree: Any) -> list[Found]:
     """Every network in a tree; if none has a first stage, the largest dictionary of arrays."""
-    dictionaries = list(_dictionaries(tree, ()))
     found = []
-    for at, arrays in dictionaries:
+    for at, arrays in (of_arrays := list(dictionaries(tree))):
         starts = [name[: m.start()] for name in arrays if (m := FIRST_STAGE.search(name))]
         for prefix in dict.fromkeys(starts):
             others = tuple(p for p in dict.fromkeys(starts) if p != prefix and p.startswith(prefix))
             found.append(_network(at, arrays, prefix, others, set(starts)))
-    if not found and dictionaries:
-        at, arrays = max(dictionaries, key=lambda item: len(item[1]))
+    if not found and of_arrays:
+        at, arrays = max(of_arrays, key=lambda item: len(item[1]))
         found = [Found(".".join(at), _without_common_start(arrays))]
     return found
 
@@ -144,14 +147,21 @@ def _network(at, arrays, prefix, others, prefixes):
                 own |= {"fc.weight": arrays[weight], "fc.bias": arrays[bias]}
                 rest = [name for name in rest if name not in (weight, bias)]
                 break
+    return labelled(at, prefix, own, tuple(rest))
+
+
+def labelled(
+    at: Iterable[str], prefix: str, arrays: dict[str, np.ndarray], rest: tuple[str, ...]
+) -> Found:
+    """A network by where it lies: keys that lead to it, and what stands before its names."""
     where = [*at, *(word for word in prefix.split(".") if word)]
     label = ".".join(word for word in where if word not in OF_WRAPPERS) or ".".join(where)
     counters = [name.removesuffix(AVERAGES) for name in rest if name.endswith(AVERAGES)]
     averaged = AVERAGED & {word.lower() for word in WORD.findall(label)}
-    return Found(label, own, tuple(rest), bool(averaged) or prefix.startswith(tuple(counters)))
+    return Found(label, arrays, rest, bool(averaged) or prefix.startswith(tuple(counters)))
 
 
-def _dictionaries(tree: Any, at: tuple[str, ...], seen: Any = None) -> Iterator[tuple]:
+def dictionaries(tree: Any, at: tuple[str, ...] = (), seen: Any = None) -> Iterator[tuple]:
     """`(keys that lead to it, name → array)` of every dictionary or module that holds arrays."""
     seen = set() if seen is None else seen
     if not isinstance(tree, dict | list) or id(tree) in seen:
@@ -166,7 +176,7 @@ def _dictionaries(tree: Any, at: tuple[str, ...], seen: Any = None) -> Iterator[
         yield at, arrays
     for key, value in items:
         if not key.startswith(("optim", "lr_sched")):
-            yield from _dictionaries(value, (*at, key), seen)
+            yield from dictionaries(value, (*at, key), seen)
 
 
 def _of_module(module: Mapping, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:

@@ -48,32 +48,40 @@ def check(
     Raises:
       UserError: names are missing or unknown, or shapes differ; it says what the file holds.
     """
-    missing = [theirs(name) for name in wanted if name not in found]
-    unknown = [tensor.source for name, tensor in found.items() if name not in wanted]
-    wrong = [n for n in wanted if n in found and found[n].array.shape != wanted[n].shape]
-    if not missing and not unknown and not wrong:
+    problem = problems(found, wanted, theirs)
+    if not problem:
         return
-    if not missing and not unknown and set(wrong) <= set(HEAD):
+    wrong = {n for n in wanted if n not in found or found[n].array.shape != wanted[n].shape}
+    if wrong <= set(HEAD) and set(found) == set(wanted):
         raise UserError(_other_head(path, found, wanted))
-    listed_wrong = [
-        f"{found[name].source} has {found[name].array.shape}, expected {wanted[name].shape}"
-        for name in wrong
-    ]
-    problems = [
-        f"{len(names)} {kind}: {listed(names)}"
-        for kind, names in (
-            ("missing", missing),
-            ("unknown", unknown),
-            ("of another shape (kernels as [height, width, in, out])", listed_wrong),
-        )
-        if names
-    ]
-    network, problem = identify(found), "; ".join(problems)
+    network = identify(found)
     if network.why_not:
         raise refusal(path, network, f"; {problem}")
     raise UserError(
         f"{path}: does not fit; {_networks(network, wanted)}{problem}. "
         f"{_advice(network, found, wanted, model_config)}"
+    )
+
+
+def problems(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Any], theirs: Callable[[str], str]
+) -> str:
+    """Which of a file's arrays are missing, unknown or of another shape, or ''."""
+    missing = [theirs(name) for name in wanted if name not in found]
+    unknown = [tensor.source for name, tensor in found.items() if name not in wanted]
+    wrong = [
+        f"{found[name].source} has {found[name].array.shape}, expected {wanted[name].shape}"
+        for name in wanted
+        if name in found and found[name].array.shape != wanted[name].shape
+    ]
+    return "; ".join(
+        f"{len(names)} {kind}: {listed(names)}"
+        for kind, names in (
+            ("missing", missing),
+            ("unknown", unknown),
+            ("of another shape (kernels as [height, width, in, out])", wrong),
+        )
+        if names
     )
 
 

@@ -1,0 +1,185 @@
+"""torchvision's detectors and segmenters, and ours with their weights: the largest differences.
+
+`python -m benchmarks.detection_networks`, where torch and torchvision are installed beside the
+project's own requirements, writes benchmarks/detection_networks.md. Networks of random weights and
+statistics, scaled so that many boxes of several classes survive, are saved by torch and read by
+`detection.network`; both find what is in five photographs cut out of scikit-learn's two.
+`--shorter=800 --longer=1333` are torchvision's own sizes; smaller ones take less time.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import reports
+from benchmarks.detection_parity import with_torch
+from detection import network
+
+DETECTORS = ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn")
+SEGMENTERS = ("fcn_resnet50", "deeplabv3_resnet50")
+KINDS = ("boxes", "scores", "labels", "masks", "logits")  # of what is found
+HEAD = ("network", "image", "found", "classes", *(f"Δ {kind}" for kind in KINDS))
+TOGETHER = 3  # images in a batch
+# Deviations that the last layers' outputs are scaled to; the mean of each becomes 0.
+SCALES = {
+    "rpn.head.cls_logits": 2.0,
+    "rpn.head.bbox_pred": 0.3,
+    "roi_heads.box_predictor.cls_score": 2.5,
+    "roi_heads.box_predictor.bbox_pred": 0.3,
+    "roi_heads.mask_predictor.mask_fcn_logits": 3.0,
+    "classifier.4": 3.0,
+}
+
+
+def photographs() -> list[np.ndarray]:
+    """Five uint8 images `[height, width, 3]`: wide, upright, square, long and small."""
+    from sklearn.datasets import load_sample_images
+
+    china, flower = load_sample_images().images
+    small = Image.fromarray(flower).resize((131, 97), Image.Resampling.BILINEAR)
+    upright = np.rot90(flower).copy()
+    return [china, upright, flower[60:360, 200:500], china[150:330, :600], np.asarray(small)]
+
+
+def torch_network(name: str, shorter: int, longer: int) -> tuple[Any, list[Any]]:
+    """torchvision's network with random weights and statistics, and the photographs for it."""
+    import torch
+    from torchvision.models import detection, segmentation
+
+    torch.manual_seed(0)
+    if name in DETECTORS:
+        sizes = {"min_size": shorter, "max_size": longer}
+        model = getattr(detection, name)(weights=None, weights_backbone=None, **sizes)
+        inputs = [torch.from_numpy(x).permute(2, 0, 1).float() / 255 for x in photographs()]
+    else:
+        some = {"aux_loss": True, "num_classes": 21}
+        model = getattr(segmentation, name)(weights=None, weights_backbone=None, **some)
+        inputs = [segmenters_input(x, shorter) for x in photographs()]
+    for module in model.eval().modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.uniform_(0.3, 0.7)
+            module.bias.normal_(0, 0.1)
+    calibrate(model, lambda: found_by(model, inputs[:1]))
+    return model, inputs
+
+
+def found_by(model: Any, inputs: Sequence[Any]) -> list[dict[str, np.ndarray]]:
+    """What torchvision finds in images that are given together, of each name → array."""
+    if hasattr(model, "roi_heads"):
+        found = [{k: v.numpy() for k, v in one.items()} for one in model(list(inputs))]
+        return [one | ({"masks": one["masks"][:, 0]} if "masks" in one else {}) for one in found]
+    return [{"logits": model(x[None])["out"][0].permute(1, 2, 0).numpy()} for x in inputs]
+
+
+def segmenters_input(image: np.ndarray, shorter: int) -> Any:
+    """What torchvision's preset makes of a picture: a tensor `[3, height, width]`."""
+    from torchvision.transforms import functional
+
+    resized = functional.resize(Image.fromarray(image), [shorter], antialias=True)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    return functional.normalize(functional.to_tensor(resized), mean, std)
+
+
+def calibrate(model: Any, run: Callable[[], Any]) -> dict[str, tuple[float, list[float]]]:
+    """Gives last layers outputs of mean 0 and the deviations in SCALES, one after the other.
+
+    Args:
+      model: in torch, in evaluation mode.
+      run: applies it to an image.
+
+    Returns:
+      By layer: the factor of its weights, and its biases.
+    """
+    import torch
+
+    changes = {}
+    for layer, deviation in SCALES.items():
+        module = dict(model.named_modules()).get(layer)
+        if module is None:
+            continue
+        outputs: list[Any] = []
+        hook = module.register_forward_hook(lambda _, __, out, kept=outputs: kept.append(out))
+        run()
+        hook.remove()
+        flat = torch.cat([x.movedim(1, -1).reshape(-1, x.shape[1]) for x in outputs])
+        mean = flat.mean(0)
+        factor = round(float(deviation / (flat - mean).std()), 3)
+        biases = [round(x, 3) for x in (factor * (module.bias - mean)).tolist()]
+        module.weight.mul_(factor)
+        module.bias.copy_(torch.tensor(biases))
+        changes[layer] = factor, biases
+    return changes
+
+
+def compared(name: str, shorter: int, longer: int, folder: Path) -> Iterator[Sequence[Any]]:
+    """The table's rows for a network; at last one that says how many programs were compiled."""
+    import safetensors.torch
+    import torch
+
+    images = photographs()
+    with torch.no_grad():
+        model, inputs = torch_network(name, shorter, longer)
+        if name == DETECTORS[0]:
+            torch.save(model.state_dict(), path := folder / f"{name}.pth")
+        else:
+            path = folder / f"{name}.safetensors"
+            safetensors.torch.save_file(model.state_dict(), path)
+        opened = network.open_weights(str(path), shorter, longer)
+        assert opened, f"{path}: no detector"
+        net, compiled = opened[0], network.compiled(opened[0].model)
+        for image, given in zip(images, inputs, strict=True):
+            if net.longer:
+                ours: dict[str, Any] = next(network.find(net, [image]))._asdict()
+            else:
+                ours = {"logits": next(network.segment(net, [image]))}
+            size = "×".join(map(str, image.shape[:2]))
+            yield name, size, *_cells(ours, found_by(model, [given])[0])
+        if name == DETECTORS[0]:
+            alike = network.find(net, images[:TOGETHER], TOGETHER, together=True)
+            for i, theirs in enumerate(found_by(model, inputs[:TOGETHER])):
+                cells = _cells(next(alike)._asdict(), theirs)
+                yield name, f"{i + 1} of {TOGETHER} together", *cells
+        yield name, f"{compiled._cache_size()} programs compiled", *[""] * (len(HEAD) - 2)
+
+
+def _cells(ours, theirs):
+    """How many are found, of how many classes, and the largest difference of each kind."""
+    labels = theirs.get("labels", ())
+    cells = [len(labels) or "", len(set(labels)) or ""]
+    for kind in KINDS:
+        if kind not in theirs:
+            cells.append("")
+            continue
+        a, b = ours[kind], theirs[kind]
+        same = a.shape == b.shape
+        cells.append(f"{np.abs(a - b).max(initial=0):.1e}" if same else f"{a.shape} ≠ {b.shape}")
+    return cells
+
+
+def main(argv: Sequence[str] | None) -> None:
+    """Compares the networks, one after the other."""
+    parser = reports.parser(__file__, __doc__)
+    parser.add_argument("--networks", nargs="+", default=(*SEGMENTERS, *DETECTORS))
+    parser.add_argument("--shorter", type=int, default=192, help="of resized images (192)")
+    parser.add_argument("--longer", type=int, default=320, help="of detectors' images (320)")
+    flags, rows = parser.parse_args(argv), []
+    made = with_torch()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in flags.networks:
+            for row in compared(name, flags.shorter, flags.longer, Path(folder)):
+                print(*row, flush=True)
+                rows.append(row)
+    title = "Detectors and segmenters against torchvision"
+    lines = [made, "", *reports.table(HEAD, rows)]
+    reports.write(flags.report, title, flags.command, lines)
+
+
+if __name__ == "__main__":
+    sys.exit(reports.run(main))

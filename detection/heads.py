@@ -1,0 +1,76 @@
+"""What is computed of each region: its class and box, and the mask of what is in it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from detection.layers import Layer
+from models.ops.conv import conv, he_normal_fan_out
+from models.ops.relu import relu_of_norm
+
+
+class BoxHead(nn.Module):
+    """Two hidden layers (Lin et al. 2017), or convolutions and one hidden layer.
+
+    Attributes:
+      num_classes: with the background, class 0.
+      hidden: width of the hidden layers.
+      convs: 3×3 convolutions with BN before the one hidden layer; 0: two hidden layers.
+    """
+
+    num_classes: int
+    hidden: int = 1024
+    convs: int = 0
+
+    @nn.compact
+    def __call__(self, pooled: Array) -> tuple[Array, Array]:
+        """Regions `[n, 7, 7, c]` to logits `[n, classes]` and deltas `[n, classes, 4]`."""
+        x = pooled
+        for i in range(self.convs):
+            x = Layer(x.shape[-1], 3, name=f"layer{i + 1}")(x)
+        x = x.reshape(len(x), -1)
+        for name in ("hidden",) if self.convs else ("hidden1", "hidden2"):
+            x = relu_of_norm(nn.Dense(self.hidden, name=name)(x))
+        deltas = nn.Dense(4 * self.num_classes, name="deltas")(x)
+        return nn.Dense(self.num_classes, name="scores")(x), deltas.reshape(len(x), -1, 4)
+
+
+class MaskHead(nn.Module):
+    """Convolutions, twice the resolution, and a mask for every class (He et al. 2017).
+
+    Attributes:
+      num_classes: with the background.
+      convs: 3×3 convolutions.
+      norm: BN after them instead of a bias.
+    """
+
+    num_classes: int
+    convs: int = 4
+    norm: bool = False
+
+    @nn.compact
+    def __call__(self, pooled: Array, labels: Array) -> Array:
+        """Regions `[n, s, s, c]` to probabilities `[n, 2s, 2s]` of the mask of their `labels`."""
+        x = pooled
+        for i in range(self.convs):
+            x = Layer(x.shape[-1], 3, norm=self.norm, name=f"layer{i + 1}")(x)
+        x = relu_of_norm(Doubled(x.shape[-1], name="upsampled")(x))
+        logits = conv(self.num_classes, 1, use_bias=True, name="logits")(x)
+        own = jnp.take_along_axis(logits, labels[:, None, None, None], axis=-1)
+        return jax.nn.sigmoid(own[..., 0])
+
+
+class Doubled(nn.Module):
+    """A transposed 2×2 convolution of stride 2: of every position four, none of which overlap."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps `[n, h, w, c]` to `[n, 2h, 2w, features]`."""
+        kernel = self.param("kernel", he_normal_fan_out, (2, 2, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        n, height, width, _ = x.shape
+        four = jnp.einsum("nhwi,yxio->nhywxo", x, kernel)
+        return four.reshape(n, 2 * height, 2 * width, -1) + bias[None, None, None]

@@ -1,0 +1,105 @@
+"""The region proposal network (Ren et al. 2015, section 3.1) on the levels of a pyramid."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from detection import anchors, boxes, nms
+from detection.layers import Layer
+from models.ops.conv import conv
+from models.padded import OwnSizes
+
+ANCHORS = len(anchors.RATIOS)  # at every position of a level
+
+
+class Limits(NamedTuple):
+    """How proposals are chosen; torchvision's numbers in testing.
+
+    Attributes:
+      before: candidates of each level, by score.
+      after: proposals of an image.
+      threshold: IoU above which non-maximum suppression drops the lower score.
+      side: shortest side of a proposal, in pixels.
+    """
+
+    before: int = 1000
+    after: int = 1000
+    threshold: float = 0.7
+    side: float = 1e-3
+
+
+class RPNHead(nn.Module):
+    """A score and a box of every anchor, by the same layers on every level.
+
+    Attributes:
+      convs: 3×3 layers before them.
+    """
+
+    convs: int = 1
+
+    @nn.compact
+    def __call__(self, levels: Sequence[Array]) -> list[tuple[Array, Array]]:
+        """For each level `[b, h, w, c]`: logits `[b, h, w, 3]` and deltas `[b, h·w·3, 4]`."""
+        width = levels[0].shape[-1]
+        layers = [Layer(width, 3, norm=False, name=f"layer{i + 1}") for i in range(self.convs)]
+        scores = conv(ANCHORS, 1, use_bias=True, name="scores")
+        deltas = conv(4 * ANCHORS, 1, use_bias=True, name="deltas")
+        found = []
+        for x in levels:
+            for layer in layers:
+                x = layer(x)
+            found.append((scores(x), deltas(x).reshape(len(x), -1, 4)))
+        return found
+
+
+def proposals(
+    found: Sequence[tuple[Array, Array]],
+    own: OwnSizes,
+    sizes: Array,
+    padded: Array,
+    limits: Limits = Limits(),  # noqa: B008, a constant
+) -> tuple[Array, Array]:
+    """The boxes in which an object is likely, the best first.
+
+    Args:
+      found: of `RPNHead`.
+      own: what of the levels belongs to an image.
+      sizes: height and width of each image, int32 `[batch, 2]`; boxes are cut off there.
+      padded: the same with the padding that torchvision counts to the image.
+
+    Returns:
+      boxes `[batch, limits.after, 4]`, and which of them are any, bool `[batch, limits.after]`.
+    """
+    candidates = [
+        _candidates(*level, (size,), own, padded, limits.before)
+        for level, size in zip(found, anchors.FPN_SIZES, strict=True)
+    ]
+    all_boxes, logits, levels = (
+        jnp.concatenate(parts, 1) for parts in zip(*candidates, strict=True)
+    )
+
+    def choose(all_boxes: Array, logits: Array, levels: Array, size: Array) -> tuple[Array, Array]:
+        clipped = boxes.clip(all_boxes, *size)
+        valid = jnp.isfinite(logits) & boxes.large(clipped, limits.side)
+        scores = jax.nn.sigmoid(logits)
+        index, kept = nms.keep(clipped, scores, valid, limits.threshold, levels, limit=limits.after)
+        return clipped[index], kept
+
+    return jax.vmap(choose)(all_boxes, logits, levels, sizes)
+
+
+def _candidates(logits, deltas, sizes, own, padded, count):
+    """The level's best `count` anchors: boxes, logits (-inf: none) and the level's number."""
+    shape = logits.shape[1:3]
+    # As torchvision has it, what an image's padded side is divided into, and not the stride.
+    strides = padded // jnp.stack(own.of(logits), 1)
+    cells = jax.vmap(lambda s: anchors.grid(shape, (s[0], s[1]), anchors.base(sizes)))(strides)
+    flat = jnp.where(own.inside(logits), logits, -jnp.inf).reshape(len(logits), -1)
+    best, index = jax.lax.top_k(flat, min(count, flat.shape[1]))
+    chosen = (jnp.take_along_axis(x, index[..., None], 1) for x in (deltas, cells))
+    level = jnp.full(index.shape, anchors.FPN_SIZES.index(sizes[0]), jnp.int32)
+    return boxes.decode(*chosen), best, level
