@@ -28,7 +28,7 @@ TOGETHER = 3  # images in a batch
 # Deviations that the last layers' outputs are scaled to; the mean of each becomes 0.
 SCALES = {
     "rpn.head.cls_logits": 2.0,
-    "rpn.head.bbox_pred": 0.3,
+    "rpn.head.bbox_pred": 0.1,
     "roi_heads.box_predictor.cls_score": 2.5,
     "roi_heads.box_predictor.bbox_pred": 0.3,
     "roi_heads.mask_predictor.mask_fcn_logits": 3.0,

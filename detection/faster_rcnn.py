@@ -4,7 +4,8 @@ The arithmetic of testing is torchvision's, so that its weights give its boxes. 
 with zeros to a multiple of 32 pixels, an array here may be larger still (`models.padded`).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -39,7 +40,7 @@ class Detections(NamedTuple):
     scores: Array
     labels: Array
     valid: Array
-    masks: Array | None
+    masks: Array | None = None
 
 
 class FasterRCNN(nn.Module):
@@ -91,13 +92,14 @@ class FasterRCNN(nn.Module):
         # Regions end at the padded image's border, and so do torchvision's maps.
         levels = [own.continued(x) for x in levels[:4]]
         head = BoxHead(self.num_classes, self.hidden, self.box_convs, name="box_head")
-        logits, deltas = _over_regions(head, _pooled(levels, regions, BOX_SIDE))
-        objects = jax.vmap(self._chosen)(logits, deltas, regions, any_region, sizes)
+        logits, deltas = over_regions(head, _pooled(levels, regions, BOX_SIDE))
+        objects = jax.vmap(self._chosen)
+        detections = Detections(*objects(logits, deltas, regions, any_region, sizes))
         if not self.mask_convs:
-            return Detections(*objects, None)
+            return detections
         mask_head = MaskHead(self.num_classes, self.mask_convs, self.norm, name="mask_head")
-        pooled = _pooled(levels, objects[0], MASK_SIDE)
-        return Detections(*objects, _over_regions(mask_head, pooled, objects[2]))
+        pooled = _pooled(levels, detections.boxes, MASK_SIDE)
+        return detections._replace(masks=over_regions(mask_head, pooled, detections.labels))
 
     def _chosen(self, logits, deltas, regions, any_region, size):
         """An image's detections: of every region and class the box, and then the best."""
@@ -121,7 +123,7 @@ def _pooled(levels, regions, side):
     return jax.vmap(pooled)(levels, regions)
 
 
-def _over_regions(head, *of_regions):
+def over_regions(head: Callable[..., Any], *of_regions: Array) -> Any:
     """What a head says of the regions of all images, `[batch, n, …]`."""
     batch = of_regions[0].shape[:2]
     found = head(*(x.reshape(-1, *x.shape[2:]) for x in of_regions))

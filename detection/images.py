@@ -69,7 +69,8 @@ def prepare(image: np.ndarray, shorter: int, longer: int = 0) -> np.ndarray:
     """
     if not longer:
         return _normalized(resize_shorter_side(image, shorter))
-    return resized(_normalized(image), *resized_size(*image.shape[:2], shorter, longer))
+    height, width, _ = image.shape
+    return resized(_normalized(image), *resized_size(height, width, shorter, longer))
 
 
 def _normalized(image):

@@ -13,12 +13,18 @@ import models
 import weights
 from detection import images as prepared
 from detection import masks
+from detection.c4 import C4
 from detection.classes import names
 from detection.faster_rcnn import FasterRCNN
 from detection.segmentation import Segmenter
 
-# torchvision's sides of resized images: shorter and longest of detectors, shorter of segmenters.
-DETECTOR, SEGMENTER = (800, 1333), (520, 0)
+# What is built, and its resized images' shorter and longest side: torchvision's, and for C4 the
+# paper's. Segmenters' images have no longest side.
+KINDS: dict[str, tuple[type[nn.Module], int, int]] = {
+    "segmenter": (Segmenter, 520, 0),
+    "fpn": (FasterRCNN, 800, 1333),
+    "c4": (C4, 600, 1000),
+}
 
 
 class Network(NamedTuple):
@@ -73,11 +79,11 @@ def open_weights(path: str, shorter: int = 0, longer: int = 0) -> tuple[Network,
     if found is None:
         return None
     backbone = models.create(found.backbone, 1).clone(num_classes=0)
-    model = (Segmenter if found.segments else FasterRCNN)(backbone, **found.fields)
+    kind, *sides = KINDS[found.kind]
+    model = kind(backbone, **found.fields)
     variables = weights.load_detector(found, variable_shapes(model))
-    sides = SEGMENTER if found.segments else DETECTOR
     shorter = shorter or found.shorter or sides[0]
-    longer = 0 if found.segments else max(shorter, longer or found.longer or sides[1])
+    longer = sides[1] and max(shorter, longer or found.longer or sides[1])
     count = found.fields["num_classes"]
     label_names, whose = names(count)
     if found.label_names:
@@ -86,7 +92,7 @@ def open_weights(path: str, shorter: int = 0, longer: int = 0) -> tuple[Network,
         label_names, whose = names(count)
         whose += f"; the file's {len(found.label_names or ())} names do not fit"
     size = f"shorter side {shorter}" + (f", longer at most {longer}" if longer else "")
-    said = f"{found.path}: {found.name} of torchvision; {size}; normalisation: imagenet; "
+    said = f"{found.path}: {found.name}; {size}; normalisation: imagenet; "
     said += f"{count} classes with the background: {whose}"
     if found.epsilon == 0:
         said += "; frozen batch normalisation with ε = 0"
@@ -105,7 +111,11 @@ def variable_shapes(model: nn.Module) -> Any:
 
 
 def find(
-    network: Network, images: Sequence[np.ndarray], batch_size: int = 1, together: bool = False
+    network: Network,
+    images: Sequence[np.ndarray],
+    batch_size: int = 1,
+    together: bool = False,
+    min_score: float = 0.0,
 ) -> Iterator[Objects]:
     """Finds objects in images of any sizes.
 
@@ -118,6 +128,7 @@ def find(
       batch_size: images computed at once.
       together: as torchvision computes a list of images: the zeros below and beside a smaller one
         belong to it, up to the largest of them, and what is found changes a little with them.
+      min_score: of objects. Those up to 0.05 are never found, as in torchvision.
 
     Yields:
       `Objects` of each image, in order.
@@ -130,8 +141,9 @@ def find(
     for image, small, (boxes, scores, labels, valid, inside) in zip(
         images, resized, found, strict=True
     ):
-        height, width = np.float32(image.shape[:2]) / np.float32(small.shape[:2])
-        boxes = boxes[valid] * np.stack([width, height, width, height])
+        scale = np.divide(image.shape[:2], small.shape[:2], dtype=np.float32)
+        valid = valid & (scores >= min_score)  # before masks of the image's size take memory
+        boxes = boxes[valid] * scale[[1, 0, 1, 0]]
         pasted = None if inside is None else masks.paste(inside[valid], boxes, *image.shape[:2])
         yield Objects(boxes, scores[valid], labels[valid], pasted)
 

@@ -31,9 +31,7 @@ def described(
         order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
         shares = [{"name": names[i], "label": i, "share": counts[i] / at.size} for i in order]
         return {"classes": shares}, draw.classes(image, at, names)
-    (found,) = find(network, [image])
-    good = found.scores >= min_score
-    found = found._make(None if part is None else part[good] for part in found)
+    (found,) = find(network, [image], min_score=min_score)
     entries = [
         {
             "name": names[label],

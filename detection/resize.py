@@ -1,5 +1,6 @@
 """Bilinear resizing as torch does it by default: not antialiased, centres of pixels on one grid."""
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -32,7 +33,7 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return image
 
 
-def resized_batch(maps: Array, own: list[Array], shape: tuple[int, int], sizes: Array) -> Array:
+def resized_batch(maps: Array, own: list[Array], shape: Sequence[int], sizes: Array) -> Array:
     """Maps of own sizes in `[batch, h, w, c]` at `sizes`, int `[batch, 2]`: `[batch, *shape, c]`.
 
     As products with the weights of every pair of positions: no gathers, and every size in one

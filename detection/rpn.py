@@ -1,4 +1,4 @@
-"""The region proposal network (Ren et al. 2015, section 3.1) on the levels of a pyramid."""
+"""The region proposal network (Ren et al. 2015, section 3.1) on one map or a pyramid's levels."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from detection.layers import Layer
 from models.ops.conv import conv
 from models.padded import OwnSizes
 
-ANCHORS = len(anchors.RATIOS)  # at every position of a level
+FPN = tuple((size,) for size in anchors.FPN_SIZES)  # sizes of the anchors of each level
 
 
 class Limits(NamedTuple):
@@ -37,17 +37,19 @@ class RPNHead(nn.Module):
 
     Attributes:
       convs: 3×3 layers before them.
+      sizes: of the anchors at every position, each of them with every ratio.
     """
 
     convs: int = 1
+    sizes: int = 1
 
     @nn.compact
     def __call__(self, levels: Sequence[Array]) -> list[tuple[Array, Array]]:
-        """For each level `[b, h, w, c]`: logits `[b, h, w, 3]` and deltas `[b, h·w·3, 4]`."""
-        width = levels[0].shape[-1]
+        """For each level `[b, h, w, c]`: logits `[b, h, w, a]` and deltas `[b, h·w·a, 4]`."""
+        width, count = levels[0].shape[-1], self.sizes * len(anchors.RATIOS)
         layers = [Layer(width, 3, norm=False, name=f"layer{i + 1}") for i in range(self.convs)]
-        scores = conv(ANCHORS, 1, use_bias=True, name="scores")
-        deltas = conv(4 * ANCHORS, 1, use_bias=True, name="deltas")
+        scores = conv(count, 1, use_bias=True, name="scores")
+        deltas = conv(4 * count, 1, use_bias=True, name="deltas")
         found = []
         for x in levels:
             for layer in layers:
@@ -61,7 +63,8 @@ def proposals(
     own: OwnSizes,
     sizes: Array,
     padded: Array,
-    limits: Limits = Limits(),  # noqa: B008, a constant
+    limits: Limits,
+    anchor_sizes: Sequence[Sequence[int]] = FPN,
 ) -> tuple[Array, Array]:
     """The boxes in which an object is likely, the best first.
 
@@ -70,36 +73,36 @@ def proposals(
       own: what of the levels belongs to an image.
       sizes: height and width of each image, int32 `[batch, 2]`; boxes are cut off there.
       padded: the same with the padding that torchvision counts to the image.
+      anchor_sizes: of each level.
 
     Returns:
       boxes `[batch, limits.after, 4]`, and which of them are any, bool `[batch, limits.after]`.
     """
     candidates = [
-        _candidates(*level, (size,), own, padded, limits.before)
-        for level, size in zip(found, anchors.FPN_SIZES, strict=True)
+        _candidates(*level, anchors.base(sides), own, padded, limits.before)
+        for level, sides in zip(found, anchor_sizes, strict=True)
     ]
-    all_boxes, logits, levels = (
-        jnp.concatenate(parts, 1) for parts in zip(*candidates, strict=True)
-    )
+    all_boxes, logits = (jnp.concatenate(parts, 1) for parts in zip(*candidates, strict=True))
+    of_level = [jnp.full(best.shape[1], i, jnp.int32) for i, (_, best) in enumerate(candidates)]
+    levels = jnp.concatenate(of_level)
 
-    def choose(all_boxes: Array, logits: Array, levels: Array, size: Array) -> tuple[Array, Array]:
+    def choose(all_boxes: Array, logits: Array, size: Array) -> tuple[Array, Array]:
         clipped = boxes.clip(all_boxes, *size)
         valid = jnp.isfinite(logits) & boxes.large(clipped, limits.side)
         scores = jax.nn.sigmoid(logits)
         index, kept = nms.keep(clipped, scores, valid, limits.threshold, levels, limit=limits.after)
         return clipped[index], kept
 
-    return jax.vmap(choose)(all_boxes, logits, levels, sizes)
+    return jax.vmap(choose)(all_boxes, logits, sizes)
 
 
-def _candidates(logits, deltas, sizes, own, padded, count):
-    """The level's best `count` anchors: boxes, logits (-inf: none) and the level's number."""
+def _candidates(logits, deltas, base, own, padded, count):
+    """The boxes of the level's best `count` anchors, and their logits (-inf: none)."""
     shape = logits.shape[1:3]
     # As torchvision has it, what an image's padded side is divided into, and not the stride.
     strides = padded // jnp.stack(own.of(logits), 1)
-    cells = jax.vmap(lambda s: anchors.grid(shape, (s[0], s[1]), anchors.base(sizes)))(strides)
+    cells = jax.vmap(lambda s: anchors.grid(shape, (s[0], s[1]), base))(strides)
     flat = jnp.where(own.inside(logits), logits, -jnp.inf).reshape(len(logits), -1)
     best, index = jax.lax.top_k(flat, min(count, flat.shape[1]))
     chosen = (jnp.take_along_axis(x, index[..., None], 1) for x in (deltas, cells))
-    level = jnp.full(index.shape, anchors.FPN_SIZES.index(sizes[0]), jnp.int32)
-    return boxes.decode(*chosen), best, level
+    return boxes.decode(*chosen), best

@@ -6,7 +6,7 @@ own border: zeros for a convolution, the last row or column again for a pooling.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ HALVINGS = 6  # of the largest stride, 64: the last level of a feature pyramid
 class OwnSizes:
     """Each image's own height and width, wherever a network has halved the array's."""
 
-    def __init__(self, model: ResNet, shape: tuple[int, int], sizes: Array):
+    def __init__(self, model: ResNet, shape: Sequence[int], sizes: Array):
         """Takes the array's height and width, and the images', int32 `[batch, 2]`."""
         self._own = [_halved(model, n, sizes[:, i]) for i, n in enumerate(shape)]
 

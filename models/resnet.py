@@ -201,6 +201,13 @@ class ResNet(nn.Module):
         logits = head(pooled)
         return logits, endpoints | {"pooled": pooled, "logits_map": head(x)}
 
+    def stage(self, number: int) -> Stage:
+        """Stage `number` (from 1) by itself; the network has its variables as `stage<number>`."""
+        table = architecture(self.stem, self.depth, self.block)
+        size, spec = list(self._stages(table.stage_sizes))[number - 1]
+        block = block_class(table.block, self)
+        return Stage(block, spec, size, self.scan_blocks, self.remat, parent=None)
+
     def _stem(self, images, train):
         """Convolution, BN and ReLU, of 'deep' stems three times: before the first shortcut."""
         x, layers = images, STEMS[self.stem]

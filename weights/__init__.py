@@ -222,7 +222,8 @@ def detector(path: str | os.PathLike) -> detectors.Detector | None:
     if file.suffix.lower() not in TORCH_SUFFIXES or not file.is_file():
         return None
     tree, metadata = _read(file)
-    return detectors.find(tree, metadata, file, part)
+    found = detectors.find(tree, metadata, file, part)
+    return found and found._replace(notes=found.notes + _nonfinite(found.path, found.arrays))
 
 
 def _use_template_head(

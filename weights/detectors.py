@@ -29,6 +29,8 @@ UNREADABLE = {  # heads that have no module here: a pattern of their arrays, and
     r"^head\.(classification|regression)_head": "RetinaNet or SSD",
 }
 POOLED = 7  # side of what a box head is given
+MOST_PIXELS = 10_000  # of a resized image's side
+RATIOS = 3  # of the anchors of one size
 SEGMENTER = re.compile(r"classifier\.(0\.weight|0\.convs\.0\.0\.weight)")
 # Our layer: torchvision's, and the name that it had before version 2 of its module. {n} is one
 # less than the number. In a layer 'conv' is followed by 'bn'.
@@ -70,10 +72,10 @@ class Detector(NamedTuple):
 
     Attributes:
       path: of the file.
-      name: of the network, e.g. 'Mask R-CNN on ResNet-50-FPN'.
-      segments: whether it classifies pixels instead of finding boxes.
+      name: of the network, e.g. 'Mask R-CNN on ResNet-50'.
+      kind: 'segmenter', or where a detector's regions are taken from: 'fpn' or 'c4'.
       backbone: fields of `models.create`.
-      fields: of `detection.faster_rcnn.FasterRCNN` or `detection.segmentation.Segmenter`.
+      fields: of `Segmenter`, `FasterRCNN` or `C4` in `detection`.
       label_names: of the classes, the background first; None where no file says them.
       shorter, longer: sides of resized images; 0 where no file says them.
       arrays: the file's.
@@ -83,7 +85,7 @@ class Detector(NamedTuple):
 
     path: str
     name: str
-    segments: bool
+    kind: str
     backbone: dict[str, Any]
     fields: dict[str, Any]
     label_names: tuple[str, ...] | None
@@ -112,7 +114,7 @@ def find(tree: Any, metadata: Mapping[str, str], path: Path, part: str = "") -> 
             raise UserError(
                 f"{path}: holds {name}, of which there is no head here: "
                 f"{checkpoints.listed(found)}. Read are torchvision's Faster and Mask R-CNN on an "
-                "FPN, FCN and DeepLabV3."
+                "FPN, FCN and DeepLabV3, and Faster R-CNN on conv4."
             )
     start = next(match[0] for key in arrays if (match := BACKBONE.match(key)))
     body = {
@@ -126,15 +128,19 @@ def find(tree: Any, metadata: Mapping[str, str], path: Path, part: str = "") -> 
     # FrozenBatchNorm2d counts no batches. torchvision's published networks with it, and those
     # trained from them, add nothing to the variances.
     frozen = not any(key.endswith(COUNTERS[0]) for key in body)
-    segments = any(SEGMENTER.match(key) for key in arrays)
-    name, fields = _segmenter(arrays) if segments else _detector(arrays)
+    read = _segmenter if any(SEGMENTER.match(key) for key in arrays) else _detector
+    name, kind, fields = read(arrays)
+    label_names, shorter, longer = _said(path, metadata)
     return Detector(
         str(path),
         f"{name} on {network.name}",
-        segments,
-        network.fields | {"downsample_in": "3x3", "output_stride": 8 if segments else 32},
+        kind,
+        network.fields
+        | {"downsample_in": "3x3", "output_stride": 8 if kind == "segmenter" else 32},
         fields,
-        *_said(path, metadata),
+        label_names,
+        shorter,
+        longer,
         arrays,
         0.0 if frozen else BN_EPSILON,
         notes,
@@ -168,21 +174,26 @@ def _segmenter(arrays):
     }
     if atrous:
         fields["width"] = _size(arrays, "classifier.0.convs.0.0.weight", 0)
-    return "DeepLabV3" if atrous else "FCN", fields
+    return "DeepLabV3" if atrous else "FCN", "segmenter", fields
 
 
 def _detector(arrays):
-    masks = _count(arrays, r"roi_heads\.mask_head\.(mask_fcn\d|\d\.0)\.weight")
-    fields = {
+    both = {
         "num_classes": _size(arrays, "roi_heads.box_predictor.cls_score.weight", 0),
+        "rpn_convs": _count(arrays, r"rpn\.head\.conv(\.\d\.0)?\.weight"),
+    }
+    if not any(key.startswith(("backbone.fpn.", "roi_heads.box_head.")) for key in arrays):
+        sizes = _size(arrays, "rpn.head.cls_logits.weight", 0) // RATIOS
+        return "Faster R-CNN without a pyramid (C4)", "c4", both | {"sizes": max(1, sizes)}
+    masks = _count(arrays, r"roi_heads\.mask_head\.(mask_fcn\d|\d\.0)\.weight")
+    fields = both | {
         "hidden": _size(arrays, "roi_heads.box_predictor.cls_score.weight", 1),
         "width": _size(arrays, "rpn.head.cls_logits.weight", 1),
-        "rpn_convs": _count(arrays, r"rpn\.head\.conv(\.\d\.0)?\.weight"),
         "box_convs": _count(arrays, r"roi_heads\.box_head\.\d\.0\.weight"),
         "mask_convs": masks,
         "norm": any(key.startswith("backbone.fpn.inner_blocks.0.1.") for key in arrays),
     }
-    return "Mask R-CNN" if masks else "Faster R-CNN", fields
+    return "Mask R-CNN" if masks else "Faster R-CNN", "fpn", fields
 
 
 def _size(arrays, key, axis):
@@ -202,7 +213,7 @@ def _said(path, metadata):
         said = json.loads(text)
         names = said.get("label_names")
         sides = [int(said.get(name, 0)) for name in ("shorter", "longer")]
-        if min(sides) < 0:
+        if min(sides) < 0 or max(sides) > MOST_PIXELS:
             raise ValueError(f"sides of {sides} pixels")
         return None if names is None else tuple(map(str, names)), *sides
 
@@ -223,7 +234,7 @@ def load(detector: Detector, template: Mapping[str, Any]) -> dict[str, Any]:
     wanted = flatten_dict(dict(template), sep="/")
     names = {path: _names(path, detector.arrays) for path in wanted}
     found = {
-        path: Tensor(_in_our_layout(path, detector.arrays[name], wanted), name)
+        path: Tensor(_in_our_layout(path, detector.arrays[name]), name)
         for path, name in names.items()
         if name in detector.arrays
     }
@@ -240,7 +251,7 @@ def load(detector: Detector, template: Mapping[str, Any]) -> dict[str, Any]:
         if detector.epsilon != BN_EPSILON and re.match(r"params/backbone/.*/scale$", path):
             var = arrays[path.replace("params/", "batch_stats/").replace("/scale", "/var")]
             ratio = (np.float64(var) + BN_EPSILON) / np.maximum(var + detector.epsilon, 1e-38)
-            arrays[path] = np.float32(arrays[path] * np.sqrt(ratio))
+            arrays[path] = (arrays[path] * np.sqrt(ratio)).astype(np.float32)
     return unflatten_dict({path: jnp.asarray(array) for path, array in arrays.items()}, sep="/")
 
 
@@ -260,13 +271,12 @@ def _names(path: str, arrays: Mapping[str, Any]) -> str:
     return next((name for name in names if name in arrays), names[0])
 
 
-def _in_our_layout(path, array, wanted):
+def _in_our_layout(path, array):
     """A kernel `[out, in, h, w]` as `[h, w, in, out]`, and a dense one as `[in, out]`."""
-    if path.endswith("mask_head/upsampled/kernel"):
-        return array.transpose(2, 3, 0, 1)  # of a transposed convolution: `[in, out, h, w]`
-    if array.ndim == 4:
-        return array.transpose(2, 3, 1, 0)
-    if re.search(r"box_head/hidden1?/kernel$", path):
+    if array.ndim == 4:  # of a transposed convolution: `[in, out, h, w]`
+        doubles = path.endswith("mask_head/upsampled/kernel")
+        return array.transpose(*((2, 3, 0, 1) if doubles else (2, 3, 1, 0)))
+    if array.ndim == 2 and re.search(r"box_head/hidden1?/kernel$", path):
         # torch flattens channels first.
         side, rest = POOLED, array.shape[1] // POOLED**2
         if array.shape[1] == rest * side * side:

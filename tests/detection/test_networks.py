@@ -54,12 +54,13 @@ def used(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mask_rcnn", "faster_rcnn_v2"])
+@pytest.mark.parametrize("name", ["mask_rcnn", "faster_rcnn_v2", "c4"])
 def test_detectors_find_what_torchvision_finds(stored, written, name):
-    """Boxes, scores, labels and masks; one program for all photographs of a canvas."""
+    """Boxes, scores, labels and masks; one program for all photographs of a canvas and batch."""
     net, photos = opened(written(name)), used(name)
     before = network.compiled(net.model)._cache_size()
-    results = network.find(net, [photo for _, photo in photos], batch_size=len(photos))
+    batch_size = 2 if name == "faster_rcnn_v2" else 1
+    results = network.find(net, [photo for _, photo in photos], batch_size)
     for (i, photo), found in zip(photos, results, strict=True):
         boxes = stored[f"{name}/{i}/boxes"]
         assert len(boxes) > 20 and len(set(stored[f"{name}/{i}/labels"])) > 2
@@ -214,6 +215,18 @@ def test_frozen_statistics_get_no_epsilon(stored, written):
         state[f"{key}.weight"] / np.sqrt(state[f"{key}.running_var"]),
         rtol=1e-6,
     )
+
+
+def test_averaged_weights_are_taken_and_what_is_not_finite_is_named(stored, written):
+    state, key = reference.state_dict(stored, "fcn"), "classifier.4.bias"
+    averaged = {f"ema.{name}": array for name, array in state.items()}
+    found, said = network.open_weights(written("fcn", **averaged | {f"ema.{key}": state[key] + 1}))
+    np.testing.assert_array_equal(
+        found.variables["params"]["classifier"]["logits"]["bias"], state[key] + 1
+    )
+    assert "averaged weights 'ema' are taken" in said and "finite" not in said
+    _, said = network.open_weights(written("fcn", **{key: state[key] * np.nan}))
+    assert f"1 arrays are not finite: {key}" in said
 
 
 def test_names_that_do_not_fit_are_not_taken(written, tmp_path):
