@@ -4,7 +4,7 @@ A config's argument (what follows the colon in `--config=FILE:ARGUMENT`) is a co
 a network (`resnet110`, `plain56`), a modern recipe for the same network (`goyal`, and those of
 `MODERN` on ImageNet), `quick` for a run of a few steps that only shows that everything works. On
 CIFAR also `followup` for the warm-up of Identity Mappings, and `basic` or `bottleneck` where two
-networks have the depth (`resnet38`; `resnet164` is the one of bottlenecks, as there).
+networks have the depth (`resnet164,bottleneck` is the one of Identity Mappings).
 """
 
 import re
@@ -16,7 +16,6 @@ from configs.fields import IMAGENET_STEPS_PER_EPOCH, IMAGENET_TRAIN_IMAGES
 from errors import UserError
 
 BLOCKS = ("basic", "bottleneck")
-FOLLOWUP = {164: "bottleneck"}
 
 
 def _parse(arg, default, known):
@@ -74,7 +73,7 @@ def cifar(arg: str = "", default: str = "resnet20", train_images: int = 50_000) 
         depth=depth, residual=family == "resnet", shortcut="A", stem="cifar", width=16
     )
     config.model.bn_group_size = 64
-    config.model.block = next(iter(options & {*BLOCKS}), FOLLOWUP.get(depth, ""))
+    config.model.block = next(iter(options & {*BLOCKS}), "")
     if config.model.block == "bottleneck" or (depth - 2) % 6:
         config.model.shortcut = "B"  # as in the authors' code for these networks
     config.optim.boundaries = (32_000, 48_000)

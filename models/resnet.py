@@ -101,7 +101,8 @@ def _cifar(depth, block):
     if len(blocks) == 2 and depth not in TABLE_6:
         raise UserError(
             f"model.depth={depth} could be {blocks['basic']} basic blocks a stage (6n+2) or "
-            f"{blocks['bottleneck']} bottlenecks (9n+2); set model.block=basic or bottleneck."
+            f"{blocks['bottleneck']} bottlenecks (9n+2); set model.block=basic or bottleneck. In a "
+            f"recipe's name, resnet{depth},bottleneck, it sets model.shortcut=B as well."
         )
     form, n = next(iter(blocks.items()))
     return Architecture((n, n, n), BLOCKS[form])

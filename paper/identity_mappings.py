@@ -42,9 +42,10 @@ ROWS = {1: TABLE1, 2: TABLE2}
 
 def entries(depth: int, tables_: Iterable[int]) -> list[experiment.Entry]:
     """The grid of the chosen tables; 'original' is in both and trained once."""
+    network = f"resnet{depth}" + (",bottleneck" if depth == 164 else "")
     chosen = {name: fields for number in tables_ for name, fields in ROWS[number].items()}
     return [
-        experiment.Entry(f"resnet{depth} {name}", f"resnet{depth}", fields)
+        experiment.Entry(f"resnet{depth} {name}", network, fields)
         for name, fields in chosen.items()
     ]
 

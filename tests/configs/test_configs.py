@@ -102,8 +102,8 @@ def test_twins_share_a_recipe(name, options, depth):
 @pytest.mark.parametrize(
     ("arg", "block", "shortcut"),
     [
-        ("resnet164", "bottleneck", "B"),
-        ("plain164", "bottleneck", "B"),
+        ("resnet164,bottleneck", "bottleneck", "B"),
+        ("plain164,bottleneck", "bottleneck", "B"),
         ("resnet164,basic", "basic", "A"),
         ("resnet1001", "", "B"),
         ("resnet29", "", "B"),
@@ -118,8 +118,9 @@ def test_the_form_of_block_in_a_name(arg, block, shortcut):
 
 
 def test_a_name_that_two_networks_have_asks_which():
-    with pytest.raises(UserError, match=r"model\.block"):
-        models.check(load("cifar10", "resnet38").model)
+    for name in ("resnet38", "resnet164", "plain164"):
+        with pytest.raises(UserError, match=r"model\.block"):
+            models.check(load("cifar10", name).model)
     with pytest.raises(UserError, match="exclude each other"):
         load("cifar10", "resnet38,basic,bottleneck")
 
