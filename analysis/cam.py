@@ -224,7 +224,8 @@ def _mosaics(run, args):
     tiles = 2 * (2 * rows >= height) + (2 * columns >= width)
     hits = (tiles == np.arange(4)).mean()
     pointed = {"mosaics": number, "hits": float(hits), "positions": f"{height}×{width}"}
-    return pointed, _drawn(made[:3], classes[:3], found[:3], run.facts)
+    shown, _ = mosaics_of_four(images, labels, min(3, number))  # the same, not normalised
+    return pointed, _drawn(shown, classes[:3], found[:3], run.facts)
 
 
 def _drawn(mosaics, classes, maps, facts):
@@ -233,9 +234,9 @@ def _drawn(mosaics, classes, maps, facts):
     )
     names = readable(facts.label_names)
     for row, image, labels, found in zip(axes, mosaics, classes, maps, strict=True):
-        shown = (image - image.min()) / np.ptp(image)
+        shown = image if image.shape[-1] == 3 else image[..., 0]
         for axis, label, one in zip(row, (None, *labels), (None, *found), strict=True):
-            axis.imshow(shown if shown.shape[-1] == 3 else shown[..., 0], cmap="gray")
+            axis.imshow(shown, cmap="gray")
             axis.axis("off")
             if one is not None:
                 extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)

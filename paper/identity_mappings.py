@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from paper import experiment, numbers
+from paper import experiment, numbers, plots
 from run import command, result
 
 TITLE = "Identity mappings: shortcuts (table 1) and activations (table 2)"
@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 args.dataset == numbers.TABLE6_DATASET,
             )
         ],
+        figures=plots.every_error(runs, args.out, args.name),
         summary=summary,
         runs=runs,
     )

@@ -84,6 +84,38 @@ def legend(figure: Any, labels: Sequence[str], bold: str) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(labels) + 3, fontsize=9)
 
 
+def every_error(runs: Sequence[dict[str, Any]], out: str, name: str) -> list[str]:
+    """Draws `<out>/<name>.svg`: a row of marks for each network, one for a run's error.
+
+    Args:
+      runs: as `experiment.train_grid` returns them.
+      out, name: folder and name of the figure.
+
+    Returns:
+      its file name, or nothing without matplotlib.
+    """
+    if not plotting.can_draw(f"{name}.svg"):
+        return []
+    names = list(dict.fromkeys(run["name"] for run in runs))
+    figure, axis = plotting.pyplot().subplots(
+        figsize=(8, 1.2 + 0.3 * len(names)), layout="constrained"
+    )
+    for part, marker, label in (
+        ("final", "o", "test, one run"),
+        ("training", "x", "training images as they are, one run"),
+    ):
+        errors = [100 * run[part]["top1_error"] for run in runs]
+        places = [names.index(run["name"]) for run in runs]
+        axis.plot(errors, places, marker, fillstyle="none", label=label, clip_on=False)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_xlim(left=0)
+    axis.set_xlabel("error (%)")
+    axis.grid(alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    return [save(figure, out, name)]
+
+
 def over_depths(
     axis: Any,
     runs: Sequence[dict[str, Any]],

@@ -18,8 +18,8 @@ import models
 from configs import recipes
 from models.resnet import architecture
 from models.summary import summary
-from paper import numbers
-from run import command, result
+from paper import numbers, plots
+from run import command, plotting, result
 
 TITLE = "Table 1: architectures, parameters and multiply-adds"
 DEPTHS = [18, 34, 50, 101, 152]
@@ -44,11 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     wanted += [(f"resnet{depth}", depth, True) for depth in args.depths]
     for name, depth, residual in tqdm(wanted, unit="network", disable=None):
         counted[name] = count(depth, residual)
+    blocks = block_weights()
     result.publish(
         args,
         TITLE,
         result.header(args),
-        [*tables(counted), block_table()],
+        [*tables(counted), block_table(blocks)],
+        figures=draw(counted, blocks, args.out),
         remarks=[
             "VGG's numbers are the paper's (section 3.3), for comparison; the rest is counted."
         ],
@@ -125,8 +127,8 @@ def tables(counted: Mapping[str, Any]) -> list[dict[str, Any]]:
     return listed
 
 
-def block_table() -> dict[str, Any]:
-    """The weights of a bottleneck beside those of two 3×3 convolutions (figure 5).
+def block_weights() -> list[tuple[str, int, int, str]]:
+    """`(words, channels in and out, weights, where it was counted)` of each of BLOCKS.
 
     Where no block strides, multiply-adds at a position are the same numbers.
     """
@@ -141,6 +143,11 @@ def block_table() -> dict[str, Any]:
         counted.append(
             (words, kernels[0][2], sum(map(math.prod, kernels)), f"resnet{depth}, {block}")
         )
+    return counted
+
+
+def block_table(counted: Sequence[tuple[str, int, int, str]]) -> dict[str, Any]:
+    """The weights of a bottleneck beside those of two 3×3 convolutions (figure 5)."""
     bottleneck = counted[0][2]
     rows = [
         [words, channels, f"{weights:,}", f"{weights / bottleneck:.2f} ×", where]
@@ -148,6 +155,29 @@ def block_table() -> dict[str, Any]:
     ]
     columns = ["block", "channels in and out", "weights", "of the bottleneck's", "counted in"]
     return result.table("What a bottleneck saves", columns, rows)
+
+
+def draw(
+    counted: Mapping[str, Any], blocks: Sequence[tuple[str, int, int, str]], out: str
+) -> list[str]:
+    """`<out>/table1.svg`: what networks cost, 1×1 convolutions apart; the weights of blocks."""
+    if not plotting.can_draw("table1.svg"):
+        return []
+    figure, (left, right) = plotting.pyplot().subplots(1, 2, figsize=(11, 3), layout="constrained")
+    whole, pointwise = (
+        [one[kind] / 1e9 for one in counted.values()] for kind in ("multiply_adds", "in_1x1")
+    )
+    left.barh(list(counted), whole, color=plots.COLOURS[0], label="all others")
+    left.barh(list(counted), pointwise, color=plots.COLOURS[1], label="1×1 convolutions")
+    left.set(xlabel="10⁹ multiply-adds of an image of 224×224", title="what networks cost")
+    left.legend(fontsize="small")
+    names = [f"{words}\non {channels} channels" for words, channels, *_ in blocks]
+    right.bar_label(right.barh(names, [weights for *_, weights, _ in blocks]), fmt="{:,.0f}")
+    right.set(xlabel="weights", title="what blocks cost")
+    right.margins(x=0.3)
+    for axis in (left, right):
+        axis.invert_yaxis()
+    return [plots.save(figure, out, "table1")]
 
 
 if __name__ == "__main__":

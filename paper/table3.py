@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paper import experiment, imagenet_form, numbers
+from paper import experiment, imagenet_form, numbers, plots
 from run import command, result
 
 TITLE = "Table 3: identity and projection shortcuts on ImageNet"
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         imagenet_form.title(TITLE, args.dataset),
         result.header(args, notes, runs),
         tables(summary, top5, args.dataset == numbers.TABLE2_DATASET),
+        figures=plots.every_error(runs, args.out, args.name),
         summary=summary,
         top5=top5,
         runs=runs,

@@ -86,6 +86,8 @@ def test_every_rejected_design_is_a_network():
         config.model.update(entry.model)
         built.add(models.create(config.model, 10))
     assert len(built) == 15
+    [first, *_] = identity_mappings.entries(164, (2,))
+    assert recipes.cifar(first.network).model.block == "bottleneck"
 
 
 def test_table3_trains_every_option(monkeypatch, tmp_path):
@@ -139,8 +141,9 @@ def test_counts_are_the_published_ones():
     bottlenecks = table1.count(50)  # 16 convolutions 3×3 of 56² × 9 × 64² each
     outside = 16 * 56**2 * 9 * 64**2 + 112**2 * 49 * 3 * 64 + 2048 * 1000
     assert bottlenecks["in_1x1"] == bottlenecks["multiply_adds"] - outside
-    assert table1.block_table()["rows"][0][1:4] == [256, "69,632", "1.00 ×"]
-    assert [row[2:4] for row in table1.block_table()["rows"][1:]] == [
+    first, *others = table1.block_table(table1.block_weights())["rows"]
+    assert first[1:4] == [256, "69,632", "1.00 ×"]
+    assert [row[2:4] for row in others] == [
         ["73,728", "1.06 ×"],
         ["1,179,648", "16.94 ×"],
     ]
