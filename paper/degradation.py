@@ -54,7 +54,7 @@ def publish(args: argparse.Namespace, families: Sequence[str], title: str) -> No
         [
             *tables(list(summary), summary, args.dataset == numbers.TABLE6_DATASET),
             *depth_tables(runs, args.depths, experiment.suffixes(args)),
-            result.table("Every run: training, test error (%)", *every_run(runs)),
+            every_run(runs),
         ],
         figures=draw(runs, args),
         remarks=[plots.CAPTION],
@@ -122,8 +122,8 @@ def _by_seed(runs, *names):
     return [[of[seed] for of in found] for seed in found[0] if all(seed in of for of in found)]
 
 
-def every_run(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of all runs: the clean training error and the test error of each seed."""
+def every_run(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A table of all runs: the clean training error and the test error of each seed."""
     seeds = sorted({run["seed"] for run in runs})
     cells = {
         (run["name"], run["seed"]): f"{100 * run['training']['top1_error']:.2f}, "
@@ -132,7 +132,8 @@ def every_run(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[A
     }
     names = dict.fromkeys(run["name"] for run in runs)
     rows = [[name, *(cells.get((name, seed)) for seed in seeds)] for name in names]
-    return ["network", *(f"seed {seed}" for seed in seeds)], rows
+    columns = ["network", *(f"seed {seed}" for seed in seeds)]
+    return result.table("Every run: training, test error (%)", columns, rows)
 
 
 def draw(runs: Sequence[dict[str, Any]], args: argparse.Namespace) -> list[str]:

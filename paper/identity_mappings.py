@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from paper import experiment, numbers, plots
+from paper import degradation, experiment, numbers, plots
 from run import command, result
 
 TITLE = "Identity mappings: shortcuts (table 1) and activations (table 2)"
@@ -67,14 +67,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         TITLE,
         result.header(args, notes, runs),
         [
-            table
-            for suffix in experiment.suffixes(args)
-            for table in tables(
-                _of_rate(summary, suffix),
-                args.tables,
-                suffix,
-                args.dataset == numbers.TABLE6_DATASET,
-            )
+            *(
+                table
+                for suffix in experiment.suffixes(args)
+                for table in tables(
+                    _of_rate(summary, suffix),
+                    args.tables,
+                    suffix,
+                    args.dataset == numbers.TABLE6_DATASET,
+                )
+            ),
+            degradation.every_run(runs),
         ],
         figures=plots.every_error(runs, args.out, args.name),
         summary=summary,

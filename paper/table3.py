@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paper import experiment, imagenet_form, numbers, plots
+from paper import degradation, experiment, imagenet_form, numbers, plots
 from run import command, result
 
 TITLE = "Table 3: identity and projection shortcuts on ImageNet"
@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         args,
         imagenet_form.title(TITLE, args.dataset),
         result.header(args, notes, runs),
-        tables(summary, top5, args.dataset == numbers.TABLE2_DATASET),
+        [
+            *tables(summary, top5, args.dataset == numbers.TABLE2_DATASET),
+            degradation.every_run(runs),
+        ],
         figures=plots.every_error(runs, args.out, args.name),
         summary=summary,
         top5=top5,
