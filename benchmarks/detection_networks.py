@@ -4,7 +4,9 @@
 project's own requirements, writes benchmarks/detection_networks.md. Networks of random weights and
 statistics, scaled so that many boxes of several classes survive, are saved by torch and read by
 `detection.network`; both find what is in five photographs cut out of scikit-learn's two.
-`--shorter=800 --longer=1333` are torchvision's own sizes; smaller ones take less time.
+`--shorter=800 --longer=1333` are torchvision's own sizes; smaller ones take less time, and with
+224 and 224 one program serves detectors for all photographs. Each network can be run for itself
+(`--networks`); the report keeps the rows of the others.
 """
 
 import sys
@@ -23,7 +25,7 @@ from detection import network
 DETECTORS = ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn")
 SEGMENTERS = ("fcn_resnet50", "deeplabv3_resnet50")
 KINDS = ("boxes", "scores", "labels", "masks", "logits")  # of what is found
-HEAD = ("network", "image", "found", "classes", *(f"Δ {kind}" for kind in KINDS))
+HEAD = ("network", "sides", "image", "found", "classes", *(f"Δ {kind}" for kind in KINDS))
 TOGETHER = 3  # images in a batch
 # Deviations that the last layers' outputs are scaled to; the mean of each becomes 0.
 SCALES = {
@@ -55,7 +57,7 @@ def torch_network(name: str, shorter: int, longer: int) -> tuple[Any, list[Any]]
     if name in DETECTORS:
         sizes = {"min_size": shorter, "max_size": longer}
         model = getattr(detection, name)(weights=None, weights_backbone=None, **sizes)
-        inputs = [torch.from_numpy(x).permute(2, 0, 1).float() / 255 for x in photographs()]
+        inputs = [torch.tensor(x).permute(2, 0, 1).float() / 255 for x in photographs()]
     else:
         some = {"aux_loss": True, "num_classes": 21}
         model = getattr(segmentation, name)(weights=None, weights_backbone=None, **some)
@@ -123,7 +125,7 @@ def compared(name: str, shorter: int, longer: int, folder: Path) -> Iterator[Seq
     import safetensors.torch
     import torch
 
-    images = photographs()
+    images, sides = photographs(), f"{shorter}, {longer}"
     with torch.no_grad():
         model, inputs = torch_network(name, shorter, longer)
         if name == DETECTORS[0]:
@@ -140,13 +142,14 @@ def compared(name: str, shorter: int, longer: int, folder: Path) -> Iterator[Seq
             else:
                 ours = {"logits": next(network.segment(net, [image]))}
             size = "×".join(map(str, image.shape[:2]))
-            yield name, size, *_cells(ours, found_by(model, [given])[0])
+            yield name, sides, size, *_cells(ours, found_by(model, [given])[0])
         if name == DETECTORS[0]:
             alike = network.find(net, images[:TOGETHER], TOGETHER, together=True)
             for i, theirs in enumerate(found_by(model, inputs[:TOGETHER])):
                 cells = _cells(next(alike)._asdict(), theirs)
-                yield name, f"{i + 1} of {TOGETHER} together", *cells
-        yield name, f"{compiled._cache_size()} programs compiled", *[""] * (len(HEAD) - 2)
+                yield name, sides, f"{i + 1} of {TOGETHER} together", *cells
+        programs = f"{compiled._cache_size()} programs compiled"
+        yield name, sides, programs, *[""] * (len(HEAD) - 3)
 
 
 def _cells(ours, theirs):
@@ -163,14 +166,22 @@ def _cells(ours, theirs):
     return cells
 
 
+def _of_others(report: Path, names: Sequence[str]) -> list[Sequence[Any]]:
+    """The rows of a report that are not of these networks."""
+    lines = report.read_text().splitlines() if report.exists() else []
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    others = {*DETECTORS, *SEGMENTERS} - {*names}
+    return [row for row in cells if row and row[0] in others]
+
+
 def main(argv: Sequence[str] | None) -> None:
     """Compares the networks, one after the other."""
     parser = reports.parser(__file__, __doc__)
     parser.add_argument("--networks", nargs="+", default=(*SEGMENTERS, *DETECTORS))
     parser.add_argument("--shorter", type=int, default=192, help="of resized images (192)")
     parser.add_argument("--longer", type=int, default=320, help="of detectors' images (320)")
-    flags, rows = parser.parse_args(argv), []
-    made = with_torch()
+    flags = parser.parse_args(argv)
+    made, rows = with_torch(), _of_others(flags.report, flags.networks)
     with tempfile.TemporaryDirectory() as folder:
         for name in flags.networks:
             for row in compared(name, flags.shorter, flags.longer, Path(folder)):

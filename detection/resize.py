@@ -49,5 +49,6 @@ def resized_batch(maps: Array, own: list[Array], shape: Sequence[int], sizes: Ar
             )
 
         product = "bij,bjwc->biwc" if axis == 1 else "bij,bhjc->bhic"
-        maps = jnp.einsum(product, jax.vmap(weights)(own[axis - 1], sizes[:, axis - 1]), maps)
+        both = jax.vmap(weights)(own[axis - 1], sizes[:, axis - 1]), maps
+        maps = jnp.einsum(product, *both, precision=jax.lax.Precision.HIGHEST)
     return maps
