@@ -239,3 +239,10 @@ def test_names_that_do_not_fit_are_not_taken(written, tmp_path):
     beside.write_text("{")
     with pytest.raises(UserError, match="safetensors.json"):
         network.open_weights(path)
+
+
+@pytest.mark.parametrize("score", ["1.5", "-0.1", "nan"])
+def test_a_least_score_is_from_0_to_1(score, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        predict.main(["--weights=absent.safetensors", "photo.png", f"--min_score={score}"])
+    assert "expected a number from 0 to 1" in capsys.readouterr().err
