@@ -162,6 +162,7 @@ def test_huggingface_folders_come_back_and_say_everything(tmp_path):
     assert config["layer_type"] == "basic" and config["hidden_sizes"] == [4, 8, 16, 32]
     assert config["id2label"] == {"0": "class 0", "1": "class 1", "2": "class 2"}
     back, said = opened_run.weights_alone(str(tmp_path / "folder"))
+    assert "normalisation: imagenet" in said  # not constants that float32 has rounded
     assert back.facts.label_names == network.facts.label_names
     assert back.facts.image_shape == network.facts.image_shape == (224, 224, 3)
     assert opened_run.shorter_side(back.config, 224) == 256 and "Assumed" not in said

@@ -23,6 +23,7 @@ from google.protobuf import message as protobuf
 from errors import UserError
 from weights.pickled import Refused, Storage, TensorSpec, foreign_classes, unpickle
 
+NARROW = ("F8", "F6", "F4")  # safetensors' types of quantised weights
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # What damaged or hostile files may raise on their way through a reader.
 BROKEN = (
@@ -81,11 +82,17 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
       `(arrays, metadata)`: name → array as stored (bfloat16 too), and the file's string metadata.
 
     Raises:
-      UserError: for a file that cannot be read as this format.
+      UserError: for a file that cannot be read as this format, or has numbers of 8 bits and fewer.
     """
     with readable(path, "a safetensors file"):
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
+            types = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        if narrow := sorted(kind for kind in types if kind.startswith(NARROW)):
+            raise UserError(
+                f"{path}: has arrays of type {', '.join(narrow)}, which are not read: their scales "
+                "are each program's own. Save them as float32, float16 or bfloat16."
+            )
         return safetensors.numpy.load_file(path), metadata
 
 

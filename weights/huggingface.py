@@ -182,7 +182,7 @@ def _constants(mean: Any, std: Any) -> dict[str, Any]:
     if mean is None or std is None:
         return {}
     return {
-        name: tuple(round(255 * float(v), 6) for v in np.atleast_1d(values))
+        name: tuple(round(255 * float(v), 4) for v in np.atleast_1d(values))  # float32's digits
         for name, values in (("mean", mean), ("std", std))
     }
 
@@ -247,8 +247,8 @@ def preprocessor_json(
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [float(v) / 255 for v in mean],
-        "image_std": [float(v) / 255 for v in std],
+        "image_mean": [round(float(v) / 255, 7) for v in mean],
+        "image_std": [round(float(v) / 255, 7) for v in std],
         "do_convert_rgb": True,
     }
 

@@ -7,8 +7,10 @@ a state dict of Conv2d(3, 4, 3) and BatchNorm2d(4), and tensors of other types, 
 import builtins
 import collections
 import io
+import json
 import pathlib
 import pickle
+import struct
 import zipfile
 
 import ml_dtypes
@@ -166,6 +168,17 @@ def test_safetensors_round_trip_with_metadata(tmp_path):
         assert back[name].dtype == array.dtype
         np.testing.assert_array_equal(back[name], array)
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "F4"])
+def test_numbers_of_few_bits_are_named_as_what_they_are(kind, tmp_path):
+    count = 2 if kind == "F4" else 1
+    header = {"conv1.weight": {"dtype": kind, "shape": [count], "data_offsets": [0, 1]}}
+    text = json.dumps(header).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0")
+    with pytest.raises(UserError, match=f"type {kind}, which are not read.*float32"):
+        read_safetensors(path)
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.9])
