@@ -63,9 +63,9 @@ REFUSED = {
 }
 
 READING = (
-    "Networks of random weights and statistics, written by `--write=FOLDER` as their libraries "
-    "save them; two random images of 65 × 50 pixels; the largest difference, relative to the "
-    "largest number."
+    "Networks of random weights and statistics, written by `--write=FOLDER` (also with "
+    "`--of=keras` and `--of=caffe`) as their libraries save them; two random images of 65 × 50 "
+    "pixels; the largest difference, relative to the largest number."
 )
 
 
