@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -103,6 +103,23 @@ def final_line(workdir: str | Path) -> dict[str, Any] | None:
     return finals[-1] if finals else None
 
 
+def gaps(lines: Sequence[Mapping[str, Any]], expected: Mapping[str, range]) -> list[str]:
+    """What is said of lines that metrics.jsonl should have and has not.
+
+    Args:
+      lines: what it has.
+      expected: the steps that each split's lines must have.
+    """
+    found = {(line["step"], line.get("split")) for line in lines}
+    said = []
+    for split, steps in expected.items():
+        if missing := [step for step in steps if (step, split) not in found]:
+            said.append(
+                f"{len(missing)} {split} line(s) are missing, the first of step {missing[0]}"
+            )
+    return said
+
+
 class RunLog:
     """The open logs of a run that continues after `step`; later lines are dropped.
 
@@ -162,20 +179,9 @@ class RunLog:
             self._scalars(split, step, values)
 
     def warn_of_gaps(self, expected: Mapping[str, range]) -> None:
-        """Names the lines of metrics.jsonl up to `step` that are not there.
-
-        Args:
-          expected: the steps that each split's lines must have.
-        """
-        if not self._write:
-            return
-        for split, steps in expected.items():
-            missing = [str(step) for step in steps if (step, split) not in self._written]
-            if missing:
-                LOG.warning(
-                    "%s: the %s lines of %d steps are missing (%s); the run goes on without them.",
-                    *(self._workdir.metrics, split, len(missing), ", ".join(missing[:10])),
-                )
+        """Names the lines of metrics.jsonl up to `step` that are not there (`gaps`)."""
+        for gap in gaps(self.earlier, expected) if self._write else ():
+            LOG.warning("%s: %s; the run goes on without them.", self._workdir.metrics, gap)
 
     def timing(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line to timing.jsonl."""

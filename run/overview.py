@@ -69,9 +69,13 @@ def _read(workdir, folder):
     problems, lines, damaged, steps = [], [], [], []
     fields = _config(workdir, problems)
     try:
+        steps = workdir.committed_steps()  # first: whose lines are there before them
         if workdir.metrics.is_file():  # a pipe would never end
             lines, damaged = logs.whole_and_damaged(workdir.metrics)
-        steps = workdir.committed_steps()
+        every = fields.get("log_every")
+        if steps and isinstance(every, int) and every > 0:
+            gaps = logs.gaps(lines, {"train": range(every, steps[-1] + 1, every)})
+            problems += [f"{workdir.metrics.name}: {gap}" for gap in gaps]
     except (UserError, *UNREADABLE) as error:
         problems.append(first_line(error))
     if damaged:

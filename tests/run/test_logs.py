@@ -28,12 +28,14 @@ def test_lines_that_are_missing_are_said(tmp_path, caplog):
     for step in (2, 4, 8):
         log.metrics(step, "train", {})
     log.metrics(6, "validation", {})
+    log.close()
+    log = logs.RunLog(tmp_path, 8, tensorboard=False)
     log.warn_of_gaps({"train": range(2, 5, 2), "validation": range(6, 7, 6)})
     assert not caplog.text
     log.warn_of_gaps({"train": range(2, 9, 2), "validation": range(6, 13, 6)})
     log.close()
-    assert "train lines of 1 steps are missing (6)" in caplog.text
-    assert "validation lines of 1 steps are missing (12)" in caplog.text
+    assert "1 train line(s) are missing, the first of step 6" in caplog.text
+    assert "1 validation line(s) are missing, the first of step 12" in caplog.text
 
 
 @pytest.mark.parametrize(

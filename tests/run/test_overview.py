@@ -70,6 +70,14 @@ def test_age_is_that_of_the_last_write(folder):
     assert ages["a"] == "3 d" and ages["c"].endswith((" s", " min"))
 
 
+def test_lines_that_are_missing_before_a_checkpoint_are_named(folder):
+    run = make(folder / "d", [(100, "train", 0.5)], log_every=100)
+    (Workdir(run).checkpoints / "100").mkdir(parents=True)
+    assert "missing" not in listed(run)
+    (Workdir(run).checkpoints / "300").mkdir()
+    assert "metrics.jsonl: 2 train line(s) are missing, the first of step 200" in listed(run)
+
+
 def test_damage_is_named_and_the_rest_listed(folder):
     (folder / "a" / "config.json").write_text('{"model": {"depth"')
     with open(folder / "deep" / "b" / "metrics.jsonl", "a") as log:
