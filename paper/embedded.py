@@ -1,10 +1,10 @@
 """Pictures inside an HTML page, so that it needs no other file."""
 
 import base64
-import html
 from pathlib import Path
 
 from errors import UserError
+from run.command import in_html
 
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -27,4 +27,4 @@ def picture(path: Path) -> str:
     if path.suffix not in TYPES or beginning not in content:
         raise UserError(f"{path}: no figure (expected an SVG or PNG picture); {advice}.")
     data = base64.b64encode(content).decode()
-    return f"<img alt='{html.escape(path.stem)}' src='data:{TYPES[path.suffix]};base64,{data}'>"
+    return f"<img alt='{in_html(path.stem)}' src='data:{TYPES[path.suffix]};base64,{data}'>"

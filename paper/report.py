@@ -7,7 +7,6 @@ paper has its place, and what has not been run says so; then whatever else lies 
 Figures are part of the page; every section names command, data, seeds, device and versions.
 """
 
-import html
 import os
 import re
 import sys
@@ -34,6 +33,7 @@ from paper import (
     table6,
 )
 from run import command, files, result
+from run.command import in_html
 
 TITLE = "The paper's tables and figures, and ours"
 QUESTIONS = Path(__file__).parents[1] / "docs" / "questions.md"
@@ -153,9 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>Paper and reproduction</title><style>{STYLE}</style></head>\n"
-        f"<body><h1>{html.escape(TITLE)}</h1>\n"
-        + "\n".join([_contents(titles), *body])
-        + "\n</body></html>\n"
+        f"<body><h1>{TITLE}</h1>\n" + "\n".join([_contents(titles), *body]) + "\n</body></html>\n"
     )
     html_page = files.write_text(files.at(out, "report.html"), whole)
     print(f"{page}, {html_page}: {counts[0]} parts run, {counts[1]} not run.")
@@ -206,33 +204,33 @@ def _contents(titles):
     lines = []
     for name, title, was_run in titles:
         state = "" if was_run else " <span class='missing'>(not run)</span>"
-        lines.append(f"<div><a href='#{name}'>{html.escape(title)}</a>{state}</div>")
+        lines.append(f"<div><a href='#{in_html(name)}'>{in_html(title)}</a>{state}</div>")
     return "<nav>" + "\n".join(lines) + "</nav>"
 
 
 def _html(content, name, folder, not_run=None):
-    parts = [f"<section id='{name}'><h2>{html.escape(content['title'])}</h2>"]
+    parts = [f"<section id='{in_html(name)}'><h2>{in_html(content['title'])}</h2>"]
     for table in content["tables"]:
         if table["heading"]:
-            parts.append(f"<h3>{html.escape(table['heading'])}</h3>")
+            parts.append(f"<h3>{in_html(table['heading'])}</h3>")
         parts.append(_html_table(table))
     for figure in content["figures"]:
         parts.append(f"<figure>{embedded.picture(files.at(folder) / figure)}</figure>")
-    parts += [f"<p>{html.escape(remark)}</p>" for remark in content["remarks"]]
+    parts += [f"<p>{in_html(remark)}</p>" for remark in content["remarks"]]
     if not_run is None:
         items = []
         for line in result.header_lines(content["header"]):
-            items.append(re.sub("`(.*)`", r"<code>\1</code>", html.escape(line)))
+            items.append(re.sub("`(.*)`", r"<code>\1</code>", in_html(line)))
         parts.append("<ul class='header'><li>" + "<li>".join(items) + "</ul>")
     else:
-        suggested = html.escape(not_run)
+        suggested = in_html(not_run)
         parts.append(f"<p class='missing'>not run; for example: <code>{suggested}</code></p>")
     return "\n".join([*parts, "</section>"])
 
 
 def _html_table(table):
     def row(tag, cells):
-        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{in_html(c)}</{tag}>" for c in cells) + "</tr>"
 
     body = "\n".join(row("td", map(result.cell, cells)) for cells in table["rows"])
     head = row("th", table["columns"])

@@ -6,6 +6,7 @@ signal ended it (SIGINT 130, SIGTERM 143, SIGHUP 129).
 
 import argparse
 import contextlib
+import html
 import logging
 import os
 import shlex
@@ -73,6 +74,11 @@ def printable(text: str, kept: str = "") -> str:
     """
     escaped = (c if c.isprintable() or c in kept else c.encode("unicode_escape") for c in text)
     return "".join(c if isinstance(c, str) else c.decode() for c in escaped)
+
+
+def in_html(text: Any) -> str:
+    """Text from outside as a page may have it, in an attribute as well."""
+    return html.escape(printable(str(text)))
 
 
 class _Output:

@@ -4,7 +4,6 @@ Files are only read, and none is believed: what is damaged is named, and everyth
 escaped.
 """
 
-import html
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 from configs import base
 from errors import UserError, first_line
 from run import files, logs
-from run.command import printable
+from run.command import in_html, printable
 from run.workdir import RUN, Workdir
 
 COLUMNS = ("run", "network", "state", "step", "validation", "test", "age")
@@ -181,8 +180,8 @@ def page(runs: Sequence[Run], unreadable: Sequence[str] = ()) -> str:
     """One HTML page: the table, and each run's error and loss side by side on common axes."""
     names = differing(runs)
     rows = "".join(
-        f"<tr>{''.join(f'<td>{_html(cell)}' for cell in run.cells)}"
-        f"<td>{_html(_choices(run, names))}<td>{_html('; '.join(run.problems))}"
+        f"<tr>{''.join(f'<td>{in_html(cell)}' for cell in run.cells)}"
+        f"<td>{in_html(_choices(run, names))}<td>{in_html('; '.join(run.problems))}"
         for run in runs
     )
     heads = "".join(f"<th>{name}" for name in (*COLUMNS, "config", "damaged"))
@@ -190,14 +189,14 @@ def page(runs: Sequence[Run], unreadable: Sequence[str] = ()) -> str:
     last = max([1.0, *filter(None, (_number(line["step"]) for line in lines))])
     top = max([1e-9, *filter(None, (_number(line.get("loss")) for line in lines))])
     charts = "".join(
-        f"<figure><figcaption>{_html(run.cells[0])}</figcaption>"
+        f"<figure><figcaption>{in_html(run.cells[0])}</figcaption>"
         + _chart(run.lines, "top1_error", last, 1.0, "top-1 error, 0 to 100 %")
         + _chart(run.lines, "loss", last, top, f"loss, 0 to {top:.3g}")
         + "</figure>"
         for run in runs
     )
     legend = ", ".join(f'<b style="color:{colour}">{split}</b>' for split, colour, _ in CURVES)
-    notes = "".join(f"<p>not read: {_html(problem)}" for problem in unreadable)
+    notes = "".join(f"<p>not read: {in_html(problem)}" for problem in unreadable)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Runs</title><style>'
         "body{font:14px sans-serif}td,th{padding:2px 8px;text-align:left;vertical-align:top}"
@@ -206,10 +205,6 @@ def page(runs: Sequence[Run], unreadable: Sequence[str] = ()) -> str:
         f"<p>{legend}; all charts from step 0 to {last:.0f}."
         f"<main>{charts}</main></html>\n"
     )
-
-
-def _html(text):
-    return html.escape(printable(str(text)))
 
 
 def _chart(lines, name, last_step, top, title):
