@@ -19,6 +19,7 @@ from errors import UserError
 
 LOG = logging.getLogger("residual")
 CHECKSUM = "crc32"  # the name of that field
+DIGITS = 8  # hexadecimal ones, of its value
 BUCKETS = ("gs", "s3")  # schemes of addresses, see `run.remote`
 ADDRESS = re.compile(rf"({'|'.join(BUCKETS)}):/+(.*)")  # `pathlib` makes one slash of two
 _unfinished: set[Path] = set()  # temporary files of this process
@@ -165,14 +166,21 @@ def unsealed(text: str) -> tuple[dict[str, Any], bool]:
         had = CHECKSUM in fields
         if had and fields.pop(CHECKSUM) != _checksum(fields):
             raise ValueError("it differs from its checksum")
+        if not had and _is_renamed(*next(reversed(fields.items()), ("", ""))):
+            raise ValueError("the name of its checksum is damaged")
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return fields, had
 
 
+def _is_renamed(name, value):
+    """Whether the last field is a checksum but for its name; a file without one passes as older."""
+    return len(name) == len(CHECKSUM) and isinstance(value, str) and len(value) == DIGITS
+
+
 def _checksum(fields):
     """Of what a reader of the JSON finds, so that layout does not count."""
-    return f"{zlib.crc32(json.dumps(fields, sort_keys=True).encode()):08x}"
+    return f"{zlib.crc32(json.dumps(fields, sort_keys=True).encode()):0{DIGITS}x}"
 
 
 @contextlib.contextmanager

@@ -57,3 +57,17 @@ def test_what_cannot_be_written_is_named_with_advice(tmp_path, advice):
         files.write_text(tmp_path / "file" / "a", "text", advice)
     assert str(tmp_path / "file" / "a") in str(refused.value)
     assert (advice or "free space") in str(refused.value)
+
+
+def test_no_flipped_bit_of_a_sealed_text_passes():
+    """Nor one of the checksum's name, without which the text would pass as one of older code."""
+    fields = {"a": 1.5, "b": ["é", None], "run": "0f"}
+    whole = files.sealed(fields).encode()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            assert files.unsealed(damaged.decode()) == (fields, True)
+        except ValueError:
+            continue
+    assert files.unsealed('{"jax": "0.10.1.1"}') == ({"jax": "0.10.1.1"}, False)
