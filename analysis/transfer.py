@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def publish(args: Any, tried: Sequence[Tried], trained: int, held_out: int) -> None:
     """Writes and prints the table of runs, the classes, and the picture of the best run."""
-    head = result.header(args, runs=[{"seed": args.seed}])
+    head = result.header(args, ["it has no such experiment"], runs=[{"seed": args.seed}])
     head |= {"dataset": f"folder:{args.data}"}
     whole = [one for one in tried if one.validation is not None]
     best = min(whole, key=lambda one: (one.validation, one.loss), default=None)
