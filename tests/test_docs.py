@@ -60,6 +60,7 @@ SMALL = {  # of a program, or of its package
         --init_from={tmp}/weights.safetensors""",
     "analysis.class_folders": """--dataset=digits --counts 2 2 --source_images=2 --tested=1
         --out={tmp}/{new}""",
+    "analysis.depth": "--depths 18 --seeds 0 --images=4 --out={tmp}",
     "analysis.gradients": "--runs=1 --images=4 --out={tmp}",
     "analysis.invariance": "--max_shift=2 --images=4 --out={tmp}",
     "analysis": "--images=4 --out={tmp}",
