@@ -87,7 +87,7 @@ def _train(config, folder, mesh):
         state, step, validated = _newest_state(config, model, facts, checkpoints, mesh)
         log = logs.RunLog(folder.path, step, tensorboard=config.tensorboard, write=first)
         stack.callback(log.close)
-        log.warn_of_gaps(_logged(config, data, step, validated))
+        log.warn_of_gaps(start.logged_steps(config, data.split_size("validation"), step, validated))
         for line in log.earlier:
             data.corrupt.remember(line)
         warn_of_devices(config, log.devices_before, mesh.size)
@@ -125,14 +125,6 @@ def _newest_state(config, model, facts, checkpoints, mesh):
     LOG.info("Continuing after step %d.", step)
     state = to_host(stack_blocks(state)) if scanned else state
     return replicate(state, mesh), step, error is not None
-
-
-def _logged(config, data, step, validated):
-    """The steps up to `step` of which metrics.jsonl has a line, by split."""
-    steps = {"train": range(config.log_every, step + 1, config.log_every)}
-    if data.split_size("validation"):
-        steps["validation"] = range(config.eval_every, step + validated, config.eval_every)
-    return steps
 
 
 class _Loop:

@@ -51,7 +51,7 @@ class C4(FasterRCNN):
     def _conv5(self, pooled):
         """The mean over positions of what the backbone's last stage makes of regions."""
         own = {kind: tree["stage4"] for kind, tree in self.backbone.variables.items()}
-        return self.backbone.stage(4).apply(own, pooled, train=False).mean((1, 2))
+        return self.backbone.stage(4, parent=None).apply(own, pooled, train=False).mean((1, 2))
 
 
 class Siblings(nn.Module):

@@ -7,7 +7,7 @@ activation maps and fully convolutional testing need no hooks.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -101,8 +101,8 @@ def _cifar(depth, block):
     if len(blocks) == 2 and depth not in TABLE_6:
         raise UserError(
             f"model.depth={depth} could be {blocks['basic']} basic blocks a stage (6n+2) or "
-            f"{blocks['bottleneck']} bottlenecks (9n+2); set model.block=basic or bottleneck. In a "
-            f"recipe's name, resnet{depth},bottleneck, it sets model.shortcut=B as well."
+            f"{blocks['bottleneck']} bottlenecks (9n+2); set model.block=basic or bottleneck, or "
+            f"name the recipe resnet{depth},bottleneck (with shortcut B)."
         )
     form, n = next(iter(blocks.items()))
     return Architecture((n, n, n), BLOCKS[form])
@@ -182,32 +182,28 @@ class ResNet(nn.Module):
           applied at every position, float32 `[batch, h, w, num_classes]`, whose mean is `logits`.
         """
         table = architecture(self.stem, self.depth, self.block)
-        block = block_class(table.block, self)
         x = self._stem(images, train)
         endpoints = {"stem": x}
         if self.stem != "cifar":
             x = max_pool_3x3(x, padded=self.stem_pool == "padded")
-        for i, (size, spec) in enumerate(self._stages(table.stage_sizes), start=1):
-            stage = Stage(block, spec, size, self.scan_blocks, self.remat, name=f"stage{i}")
-            x = endpoints[f"stage{i}"] = stage(x, train)
+        for i in range(1, len(table.stage_sizes) + 1):
+            x = endpoints[f"stage{i}"] = self.stage(i, name=f"stage{i}")(x, train)
         x = endpoints[f"stage{i}"] = self._last_activation(x, train)
         if not self.num_classes:
             return jnp.zeros((len(images), 0)), endpoints
-
         x = x.astype(jnp.float32)
         pooled = x.mean((1, 2))
-        head = nn.Dense(
-            self.num_classes, kernel_init=nn.initializers.normal(HEAD_DEVIATION), name="head"
-        )
+        init = nn.initializers.normal(HEAD_DEVIATION)
+        head = nn.Dense(self.num_classes, kernel_init=init, name="head")
         logits = head(pooled)
         return logits, endpoints | {"pooled": pooled, "logits_map": head(x)}
 
-    def stage(self, number: int) -> Stage:
-        """Stage `number` (from 1) by itself; the network has its variables as `stage<number>`."""
+    def stage(self, number: int, **where: Any) -> Stage:
+        """Stage `number` (from 1), of the variables `stage<number>`; alone with `parent=None`."""
         table = architecture(self.stem, self.depth, self.block)
         size, spec = list(self._stages(table.stage_sizes))[number - 1]
         block = block_class(table.block, self)
-        return Stage(block, spec, size, self.scan_blocks, self.remat, parent=None)
+        return Stage(block, spec, size, self.scan_blocks, self.remat, **where)
 
     def _stem(self, images, train):
         """Convolution, BN and ReLU, of 'deep' stems three times: before the first shortcut."""

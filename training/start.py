@@ -152,3 +152,18 @@ def adopted(config: ConfigDict, saved: Mapping[str, Any] | None = None) -> Confi
             )
             config[part][name] = value
     return config
+
+
+def logged_steps(config: ConfigDict, held_out: int, step: int, validated: bool) -> dict[str, range]:
+    """The steps up to `step` of which metrics.jsonl has a line, by split.
+
+    Args:
+      config: of the run.
+      held_out: validation images.
+      step: of the checkpoint from which the run goes on.
+      validated: whether that step itself was.
+    """
+    steps = {"train": range(config.log_every, step + 1, config.log_every)}
+    if held_out:
+        steps["validation"] = range(config.eval_every, step + validated, config.eval_every)
+    return steps
