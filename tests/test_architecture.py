@@ -49,6 +49,9 @@ ROOMS_WITH_ANY = {room for room, allowed in ALLOWED.items() if allowed is None}
 HEAVY = {"jax", "flax", "tensorflow", "torch", "tensorflow_datasets"}
 MOST_FILES_AT_THE_ROOT = 8
 MOST_LINES = 350
+# What a reader of the paper reads, in this order; and what must stay short for it.
+READ_FIRST = ("main.py", "train.py", "training/step.py", "models/resnet.py", "models/block.py")
+MOST_READ = {READ_FIRST: 1100, ("main.py",): 150, ("models/block.py",): 80}
 
 # Derivatives and forms of a platform's own: where they may be written.
 RULES = re.compile(
@@ -208,6 +211,11 @@ def test_a_circle_added_to_this_house_is_found(tmp_path, file, line):
 
 WHEEL = runpy.run_path(str(ROOT / ".ci" / "wheel.py"))
 LIBRARY = sorted(WHEEL["library"](ROOT))
+
+
+@pytest.mark.parametrize("paths", MOST_READ, ids="+".join)
+def test_what_is_read_first_is_short(paths):
+    assert sum(len((ROOT / p).read_text().splitlines()) for p in paths) <= MOST_READ[paths]
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=str)
