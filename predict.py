@@ -21,6 +21,7 @@ import functools
 import json
 import os
 import sys
+import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,14 +38,15 @@ from data.decode import MAX_PIXELS, DecodeError, decode
 from data.decode import read as encoded
 from data.folder import images_below
 from data.normalization import normalize
-from detection.network import Network, open_weights
-from detection.report import described
 from errors import UserError
 from models.activation_map import class_activation_map
 from run import command, files
 from run.progress import tqdm
 from run.workdir import Workdir
 from testing.opened_run import OpenedRun, load, shorter_side, weights_alone
+
+if typing.TYPE_CHECKING:
+    from detection.network import Network
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 OVERLAY_SIDE = 224  # shorter side of an overlay; smaller images are enlarged to it
@@ -218,8 +220,10 @@ def _classified(network: OpenedRun, paths: Sequence[Path], flags: Any) -> Iterat
         yield entry
 
 
-def _detected(network: Network, paths: Sequence[Path], flags: Any) -> Iterator[dict[str, Any]]:
+def _detected(network: "Network", paths: Sequence[Path], flags: Any) -> Iterator[dict[str, Any]]:
     """What is found in each image; writes pictures of it."""
+    from detection.report import described
+
     folder, limit = files.at(flags.picture_dir), flags.max_pixels or MAX_PIXELS
     for path in paths:
         try:
@@ -269,7 +273,11 @@ def main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
     flags = parser.parse_args(argv)
     paths = find_images(flags.images)
-    found = open_weights(flags.weights) if flags.weights else None
+    found = None
+    if flags.weights:
+        from detection.network import open_weights  # imports the readers of foreign files
+
+        found = open_weights(flags.weights)
     of_image: Iterator[dict[str, Any]]
     if found:
         detector, said = found
