@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from tqdm import tqdm
 
 from analysis import subject
@@ -77,8 +78,7 @@ def stepped(
 
     def loss(params):
         logits, _ = model.apply({**variables, "params": params}, images, train=False)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
-        return -chosen.mean()
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     gradients = jax.grad(loss)(variables["params"])
     params = jax.tree.map(lambda w, g: w - rate * g, variables["params"], gradients)

@@ -27,10 +27,7 @@ __all__ = ["Conventions", "Description", "conventions", "describe", "detector", 
 __all__ += ["load_weights"]
 
 TORCH_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
-SUFFIXES = (
-    *TORCH_SUFFIXES,
-    *(".h5", ".hdf5", ".keras", ".caffemodel"),
-)
+SUFFIXES = (*TORCH_SUFFIXES, ".h5", ".hdf5", ".keras", ".caffemodel")
 
 
 class _File(NamedTuple):
