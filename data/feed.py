@@ -60,22 +60,22 @@ class ConstantFeed:
         return self._value
 
 
-def padded_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[Batch]:
+def padded_batches(arrays: Batch, batch_size: int) -> Iterator[Batch]:
     """This process's part of each batch; the last batch is filled with `valid = False`.
 
     Args:
-      images: uint8 `[number, height, width, channels]`.
-      labels: int32 `[number]`.
+      arrays: host arrays with a row for each image.
       batch_size: of the global batch.
     """
     local = batch_size // jax.process_count()
-    for start in range(0, len(images), batch_size):
+    for start in range(0, len(next(iter(arrays.values()))), batch_size):
         first = start + jax.process_index() * local
-        part = slice(first, min(first + local, start + batch_size))
-        image, label = images[part], labels[part]
-        missing = local - len(image)
-        yield {
-            "image": np.pad(image, ((0, missing), (0, 0), (0, 0), (0, 0))),
-            "label": np.pad(label, (0, missing)),
-            "valid": np.arange(local) < len(image),
+        part = {
+            name: array[first : min(first + local, start + batch_size)]
+            for name, array in arrays.items()
         }
+        missing = local - len(next(iter(part.values())))
+        yield {
+            name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+            for name, array in part.items()
+        } | {"valid": np.arange(local) < local - missing}

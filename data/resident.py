@@ -38,42 +38,48 @@ class Resident:
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
         self._config, self._mesh = config, mesh
-        self._loaded: dict[str, small_sets.Images] = {}
-        train = self._split("train")
+        self._loaded: dict[str, tuple[Batch, tuple[str, ...]]] = {}
+        train, label_names = self.arrays("train")
+        images = train["image"]
         self.facts = Facts(
             dataset=config.dataset,
-            label_names=train.label_names,
-            image_shape=train.images.shape[1:],
-            normalization=normalization.by_name(config.data.normalization, lambda: train.images),
-            num_train=len(train.images),
+            label_names=label_names,
+            image_shape=images.shape[1:],
+            normalization=normalization.by_name(config.data.normalization, lambda: images),
+            num_train=len(images),
         )
         self.corrupt = CorruptRecords(0.0, self.split_size)
         self._distinct = config.batch_size // config.augment.repeats  # images in a batch
-        self.steps_per_epoch = len(train.images) // self._distinct
+        self.steps_per_epoch = len(images) // self._distinct
         if self.steps_per_epoch == 0:
             raise UserError(
                 f"batch_size={config.batch_size}: {config.dataset} has "
-                f"{len(train.images)} training images; choose at most that many."
+                f"{len(images)} training images; choose at most that many."
             )
 
-    def _split(self, split: str) -> small_sets.Images:
+    def load(self, name: str) -> tuple[Batch, tuple[str, ...]]:
+        """The arrays of a split of the data set, a row for each image, and the names of classes."""
         c = self._config
-        name, is_cut = split_of(c, split)
+        loaded = small_sets.load(c.dataset, name, c.data_dir)
+        images, labels, label_names = small_sets.averaged(loaded, c.data.image_size)
+        return {"image": images, "label": labels}, label_names
+
+    def arrays(self, split: str) -> tuple[Batch, tuple[str, ...]]:
+        """The same of 'train', 'validation' or 'test'."""
+        name, is_cut = split_of(self._config, split)
         if name not in self._loaded:
-            loaded = small_sets.load(c.dataset, name, c.data_dir)
-            self._loaded[name] = small_sets.averaged(loaded, c.data.image_size)
-        images = self._loaded[name]
-        if not is_cut:
-            return images
-        share = training_share(c, len(images.images))
-        part = slice(share) if split == "train" else slice(share, None)
-        return images._replace(images=images.images[part], labels=images.labels[part])
+            self._loaded[name] = self.load(name)
+        arrays, label_names = self._loaded[name]
+        if is_cut:
+            share = training_share(self._config, len(arrays["image"]))
+            part = slice(share) if split == "train" else slice(share, None)
+            arrays = {name: array[part] for name, array in arrays.items()}
+        return arrays, label_names
 
     def feed(self, start_step: int) -> ConstantFeed:
         """What every step needs: here the whole training set, replicated over the devices."""
         del start_step
-        train = self._split("train")
-        return ConstantFeed(replicate({"image": train.images, "label": train.labels}, self._mesh))
+        return ConstantFeed(replicate(self.arrays("train")[0], self._mesh))
 
     def initial_order(self) -> Order:
         """The carry of `draw` before any epoch has been drawn."""
@@ -96,28 +102,27 @@ class Resident:
             return Order(epoch, jax.random.permutation(key, self.facts.num_train).astype(jnp.int32))
 
         order = jax.lax.cond(order.epoch == epoch, lambda: order, permute)
-        local = self._config.batch_size // self._mesh.size
-        rows = jax.lax.axis_index(self._mesh.axis_names) * local + jnp.arange(local)
+        rows = self.rows()
         index = order.permutation[position * self._distinct + rows % self._distinct]
-        return order, {
-            "image": arrays["image"][index],
-            "label": arrays["label"][index],
-            "valid": jnp.ones(local, bool),
-        }
+        batch = {name: array[index] for name, array in arrays.items()}
+        return order, batch | {"valid": jnp.ones(len(rows), bool)}
+
+    def rows(self) -> jax.Array:
+        """Positions in the global batch of this device's images (inside shard_map)."""
+        local = self._config.batch_size // self._mesh.size
+        return jax.lax.axis_index(self._mesh.axis_names) * local + jnp.arange(local)
 
     def evaluation(self, split: str) -> Iterator[Batch]:
         """Host batches over a split, each image once, the last one padded."""
-        images = self._split(split)
         size = whole_batch(self._config.eval.batch_size, self._mesh)
-        return padded_batches(images.images, images.labels, size)
+        return padded_batches(self.arrays(split)[0], size)
 
     def split_size(self, split: str) -> int:
         """Number of images in 'train', 'validation' or 'test'."""
-        return len(self._split(split).images)
+        return len(self.arrays(split)[0]["image"])
 
     def listing(self, split: str) -> Listing:
         """What lies in 'train', 'validation' or 'test'; the digest is that of pixels and labels."""
-        images, labels, _ = self._split(split)
-        digest = checksum(labels), checksum(images)
-        name, _ = split_of(self._config, split)
-        return Listing(name, len(images), "{:08x}{:08x}".format(*digest))
+        arrays, _ = self.arrays(split)
+        digest = "".join(f"{checksum(arrays[name]):08x}" for name in sorted(arrays, reverse=True))
+        return Listing(split_of(self._config, split)[0], len(arrays["image"]), digest)

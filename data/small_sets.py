@@ -45,18 +45,8 @@ def load(name: str, split: str, data_dir: str = "") -> Images:
             "tfds:NAME and folder:PATH need data.resident=False."
         )
     whole = _embedded(name) if name in embedded.SETS else _prepared(name, data_dir)
-
-    def length(part):
-        if part not in whole:
-            raise UserError(f"{name}: split {split!r}: there are {', '.join(sorted(whole))}.")
-        return len(whole[part].images)
-
-    parts = [(whole[part], slice(*ends)) for part, *ends in splits.pieces(split, length)]
-    images = np.concatenate([part.images[cut] for part, cut in parts])
-    if not len(images):
-        raise UserError(f"{name}: split {split!r} is empty.")
-    labels = np.concatenate([part.labels[cut] for part, cut in parts])
-    return Images(images, labels, parts[0][0].label_names)
+    images, labels = splits.cut(split, {part: whole[part][:2] for part in whole}, name)
+    return Images(images, labels, whole["train"].label_names)
 
 
 def averaged(images: Images, size: int) -> Images:

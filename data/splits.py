@@ -1,7 +1,9 @@
 """The syntax of splits, TFDS's: 'train', 'train[:90%]', 'train[45000:]', 'train+validation[:5]'."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from errors import UserError
 
@@ -20,6 +22,31 @@ def pieces(split: str, length: Callable[[str], int]) -> list[tuple[str, int, int
       UserError: another syntax, or a bound beyond the end.
     """
     return [_piece(part.strip(), split, length) for part in split.split("+")]
+
+
+def cut(split: str, whole: Mapping[str, Sequence[np.ndarray]], name: str) -> tuple[np.ndarray, ...]:
+    """The arrays of a split, from those of the whole splits.
+
+    Args:
+      whole: by split, arrays with a row for each image.
+      name: of the data set, for errors.
+
+    Raises:
+      UserError: as `pieces`; or there is no such split, or nothing in it.
+    """
+
+    def length(part):
+        if part not in whole:
+            raise UserError(f"{name}: split {split!r}: there are {', '.join(sorted(whole))}.")
+        return len(whole[part][0])
+
+    parts = [
+        [array[start:stop] for array in whole[part]] for part, start, stop in pieces(split, length)
+    ]
+    arrays = tuple(map(np.concatenate, zip(*parts, strict=True)))
+    if not len(arrays[0]):
+        raise UserError(f"{name}: split {split!r} is empty.")
+    return arrays
 
 
 def _piece(part, split, length):

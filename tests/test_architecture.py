@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {  # room → rooms that it may import; `errors` may be imported by all
     "errors": set(),
     "configs": set(),
-    "detection": {"models", "weights", "data"},
+    "detection": {"models", "weights", "data", "run"},
     "models": set(),
     "run": {"configs"},
     "weights": {"models"},

@@ -1,11 +1,8 @@
 """Order, splits and padding of the device-resident path; feeding devices."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 import evaluate
@@ -16,29 +13,8 @@ from input_pipeline import open_data
 from run.mesh import make_mesh
 from run.workdir import Workdir
 from testing.opened_run import read_facts
+from tests.support.drawn import draw
 from training.check import check
-
-
-def draw(config, mesh, steps):
-    """Labels and images of some global batches, drawn in the given order of steps."""
-    data = open_data(config, mesh)
-
-    @jax.jit
-    @functools.partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(P(), P(), P()),
-        out_specs=(P(), P("data")),
-        check_vma=False,
-    )
-    def one(order, step, arrays):
-        return data.draw(order, step, arrays)
-
-    order, batches = data.initial_order(), []
-    for step in steps:
-        order, batch = one(order, step, next(data.feed(0)))
-        batches.append(jax.tree.map(np.asarray, batch))
-    return batches
 
 
 @pytest.mark.slow

@@ -78,7 +78,9 @@ def rows_by_device(monkeypatch, ordered, images):
     parts = {}
     for process in processes:
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        batch = next(padded_batches(images, np.arange(len(images)), len(images)))
+        batch = next(
+            padded_batches({"image": images, "label": np.arange(len(images))}, len(images))
+        )
         mine = [device for device in ordered if device.process_index == process]
         parts |= dict(zip(mine, np.split(batch["label"], len(mine)), strict=True))
     return [parts[device] for device in ordered]

@@ -131,7 +131,9 @@ def check(result, probabilities, labels, tolerance=2e-5):
 
 def scored(networks, protocol, images, labels, devices=2):
     mesh = make_mesh(jax.devices()[:devices])
-    batches = padded_batches(images, labels, batch_size=4)  # 7 images: the last batch is partial
+    batches = padded_batches(
+        {"image": images, "label": labels}, 4
+    )  # 7 images: the last batch is partial
     return evaluate.score(networks, [(protocol, batches)], mesh)
 
 

@@ -1,0 +1,91 @@
+"""Scenes on the devices: drawn and mirrored in the step, beside `data.resident`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data import splits
+from data.feed import Batch
+from data.keys import Augmentation, Purpose, example_keys, key_for, keys_for
+from data.resident import Order, Resident
+from detection import scenes
+from detection.annotated import Annotated
+from errors import UserError
+
+OF_OBJECTS = ("boxes", "labels", "masks")  # with an axis of objects after that of images
+
+
+class ResidentScenes(Resident):
+    """The scenes of `scenes` or `scenes:SET`, with the methods of `Resident`.
+
+    A batch has `image`, `valid` and `index`, the place of the image in its split; `size` and
+    `original`, int32 `[batch, 2]`, height and width; `boxes`, `labels` and, where they are trained,
+    `masks`, laid as in `detection.scenes`, with room for `detection.max_objects`.
+    """
+
+    def load(self, name: str) -> tuple[Batch, tuple[str, ...]]:
+        """See `Resident`."""
+        c = self._config
+        objects = c.dataset.partition(":")[2] or "digits"
+        whole = {split: scenes.load(split, objects, c.data_dir) for split in scenes.COUNTS}
+        arrays = splits.cut(name, {split: made[:4] for split, made in whole.items()}, "scenes")
+        most, room = np.count_nonzero(arrays[2], 1), c.detection.max_objects
+        if most.max() > room:
+            raise UserError(
+                f"detection.max_objects={room}: scene {most.argmax()} of {name} has {most.max()} "
+                f"objects; expected {scenes.MOST} at least."
+            )
+        size = np.full((len(arrays[0]), 2), scenes.SIDE, np.int32)
+        named = dict(zip(("image", "boxes", "labels", "masks"), arrays, strict=True))
+        if not c.detection.masks:
+            del named["masks"]
+        return named | {"size": size, "original": size}, whole["train"].label_names
+
+    def arrays(self, split: str) -> tuple[Batch, tuple[str, ...]]:
+        """See `Resident`."""
+        arrays, label_names = super().arrays(split)
+        index = np.arange(len(arrays["image"]), dtype=np.int32)
+        return arrays | {"index": index}, label_names
+
+    def annotated(self, split: str) -> list[Annotated]:
+        """What is in each image of 'train', 'validation' or 'test', by `index`."""
+        return scenes.annotated(self.arrays(split)[0])
+
+    def draw(self, order: Order, step: jax.Array, arrays: Batch) -> tuple[Order, Batch]:
+        """See `Resident`; with `augment.flip` half of the images are mirrored."""
+        order, batch = super().draw(order, step, arrays)
+        if self._config.augment.flip:
+            keys = example_keys(key_for(self._config.seed, Purpose.AUGMENT, step), self.rows())
+            chosen = jax.vmap(jax.random.bernoulli)(keys_for(keys, Augmentation.CROP_FLIP))
+            batch = jax.tree.map(
+                lambda new, old: jnp.where(chosen.reshape(-1, *[1] * (old.ndim - 1)), new, old),
+                mirrored(batch),
+                batch,
+            )
+        room = self._config.detection.max_objects
+        for name in set(OF_OBJECTS) & set(batch):
+            array = batch[name][:, :room]
+            missing = [(0, 0), (0, room - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
+            batch[name] = jnp.pad(array, missing)
+        return order, batch
+
+
+def mirrored(batch: Batch) -> Batch:
+    """A batch of images that fill their canvas, left and right exchanged.
+
+    Args:
+      batch: with `image`, `boxes`, `labels` and, perhaps, `masks`.
+    """
+    left, top, right, bottom = jnp.moveaxis(batch["boxes"], -1, 0)
+    width = batch["image"].shape[2]
+    boxes = jnp.stack([width - right, top, width - left, bottom], -1)
+    batch = batch | {
+        "image": batch["image"][:, :, ::-1],
+        "boxes": jnp.where(batch["labels"][..., None] > 0, boxes, 0),
+    }
+    if "masks" in batch:
+        bits = batch["masks"][..., ::-1]
+        for shift, low in ((4, 0x0F), (2, 0x33), (1, 0x55)):  # turns each byte round
+            bits = ((bits & low) << shift) | ((bits >> shift) & low)
+        batch["masks"] = bits
+    return batch
