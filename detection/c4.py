@@ -2,15 +2,16 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from detection import roi
 from detection.anchors import FPN_SIZES
-from detection.faster_rcnn import Detections, FasterRCNN, over_regions
-from detection.rpn import Limits, RPNHead, proposals
+from detection.faster_rcnn import FasterRCNN, over_regions
+from detection.heads import Siblings
+from detection.rpn import Level, Limits, RPNHead, located
+from detection.sampling import Sampling
 from models.padded import OwnSizes
 
 POOLED = 14  # sides that regions are pooled to; conv5 halves them
@@ -30,39 +31,30 @@ class C4(FasterRCNN):
     """
 
     limits: Limits = Limits(before=6000, after=300)
+    training_limits: Limits = Limits(before=12000, after=2000)
+    regions: Sampling = Sampling(128, 0.25, 0.5, 0.5)
     sizes: int = 3
 
-    @nn.compact
-    def __call__(self, images: Array, sizes: Array, padded: Array) -> Detections:
-        """Finds objects in images of any sizes; arguments as `FasterRCNN` takes them."""
+    def setup(self) -> None:
+        """Makes the layers beside the backbone."""
+        self.rpn = RPNHead(self.rpn_convs, self.sizes)
+        self.box_head: nn.Module = Siblings(self.num_classes)
+
+    def _shared(self, images, padded, train) -> tuple[list[Array], list[Level]]:
         own = OwnSizes(self.backbone, images.shape[1:3], padded)
         with own.respected():
             _, endpoints = self.backbone(images, train=False)
-            found = RPNHead(self.rpn_convs, self.sizes, name="rpn")([endpoints["stage3"]])
-        anchor_sizes = (FPN_SIZES[-self.sizes :],)
-        regions, any_region = proposals(found, own, sizes, padded, self.limits, anchor_sizes)
+            shared = endpoints["stage3"]
+            found = self.rpn([shared])
+        levels = located(found, own, padded, (FPN_SIZES[-self.sizes :],))
         # After a ReLU the zeros beyond an image are no maximum, as if the map ended there.
-        shared = jnp.where(own.inside(endpoints["stage3"]), endpoints["stage3"], 0)
+        return [jnp.where(own.inside(shared), shared, 0)], levels
+
+    def _of_regions(self, maps, regions):
         pool = functools.partial(roi.max_pool, size=POOLED, scale=SCALE)
-        conv5 = over_regions(self._conv5, jax.vmap(pool)(shared, regions))
-        logits, deltas = Siblings(self.num_classes, name="box_head")(conv5)
-        return Detections(*jax.vmap(self._chosen)(logits, deltas, regions, any_region, sizes))
+        return self.box_head(over_regions(self._conv5, jax.vmap(pool)(*maps, regions)))
 
     def _conv5(self, pooled):
         """The mean over positions of what the backbone's last stage makes of regions."""
         own = {kind: tree["stage4"] for kind, tree in self.backbone.variables.items()}
         return self.backbone.stage(4, parent=None).apply(own, pooled, train=False).mean((1, 2))
-
-
-class Siblings(nn.Module):
-    """Class and box by one layer each (Girshick 2015)."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        """Regions `[…, c]` to logits `[…, classes]` and deltas `[…, classes, 4]`."""
-        normal = nn.initializers.normal  # deviations of Girshick 2015, section 2.3
-        logits = nn.Dense(self.num_classes, kernel_init=normal(0.01), name="scores")(x)
-        deltas = nn.Dense(4 * self.num_classes, kernel_init=normal(0.001), name="deltas")(x)
-        return logits, deltas.reshape(*x.shape[:-1], -1, 4)

@@ -14,8 +14,10 @@ from jax import Array
 
 from detection import boxes, nms, roi
 from detection.heads import BoxHead, MaskHead
+from detection.losses import Loss, anchor_losses, annotated, region_losses, sampled_regions
 from detection.pyramid import FeaturePyramid
-from detection.rpn import Limits, RPNHead, proposals
+from detection.rpn import FPN, Level, Limits, RPNHead, located, proposals
+from detection.sampling import ANCHORS, REGIONS, Sampling
 from models.padded import OwnSizes
 from models.resnet import ResNet
 
@@ -54,7 +56,11 @@ class FasterRCNN(nn.Module):
       rpn_convs: `RPNHead`'s.
       mask_convs: `MaskHead`'s; 0: no masks.
       norm: BN instead of biases in the pyramid and the mask head.
-      limits: of proposals.
+      anchor_sizes: of each of the five levels, in pixels.
+      canonical_size: of a region that is pooled from the level of stride 16 (Lin et al. 2017,
+        equation 1).
+      limits, training_limits: of proposals in testing and in training.
+      anchors, regions: what is learned from.
       score, threshold, most: detections have a score above `score` and, within a class, an IoU of
         at most `threshold`; there are at most so many in an image.
     """
@@ -67,12 +73,24 @@ class FasterRCNN(nn.Module):
     box_convs: int = 0
     mask_convs: int = 0
     norm: bool = False
+    anchor_sizes: tuple[tuple[float, ...], ...] = FPN
+    canonical_size: int = 224
     limits: Limits = Limits()
+    training_limits: Limits = Limits(before=2000, after=2000)
+    anchors: Sampling = ANCHORS
+    regions: Sampling = REGIONS
     score: float = 0.05
     threshold: float = 0.5
     most: int = 100
 
-    @nn.compact
+    def setup(self) -> None:
+        """Makes the layers after the backbone."""
+        self.fpn = FeaturePyramid(self.width, self.norm)
+        self.rpn = RPNHead(self.rpn_convs, len(self.anchor_sizes[0]))
+        self.box_head: nn.Module = BoxHead(self.num_classes, self.hidden, self.box_convs)
+        if self.mask_convs:
+            self.mask_head = MaskHead(self.num_classes, self.mask_convs, self.norm)
+
     def __call__(self, images: Array, sizes: Array, padded: Array) -> Detections:
         """Finds objects in images of any sizes, each as if it were alone.
 
@@ -82,24 +100,72 @@ class FasterRCNN(nn.Module):
           sizes: their own heights and widths, int32 `[batch, 2]`.
           padded: the same with the zeros that count as part of the image, in multiples of 32.
         """
-        own = OwnSizes(self.backbone, images.shape[1:3], padded)
-        with own.respected():
-            _, endpoints = self.backbone(images, train=False)
-            pyramid = FeaturePyramid(self.width, self.norm, name="fpn")
-            levels = pyramid([endpoints[f"stage{i}"] for i in (1, 2, 3, 4)])
-            found = RPNHead(self.rpn_convs, name="rpn")(levels)
-        regions, any_region = proposals(found, own, sizes, padded, self.limits)
-        # Regions end at the padded image's border, and so do torchvision's maps.
-        levels = [own.continued(x) for x in levels[:4]]
-        head = BoxHead(self.num_classes, self.hidden, self.box_convs, name="box_head")
-        logits, deltas = over_regions(head, _pooled(levels, regions, BOX_SIDE))
+        maps, levels = self._shared(images, padded, train=False)
+        regions, any_region = proposals(levels, sizes, self.limits)
+        logits, deltas = self._of_regions(maps, regions)
         objects = jax.vmap(self._chosen)
         detections = Detections(*objects(logits, deltas, regions, any_region, sizes))
         if not self.mask_convs:
             return detections
-        mask_head = MaskHead(self.num_classes, self.mask_convs, self.norm, name="mask_head")
-        pooled = _pooled(levels, detections.boxes, MASK_SIDE)
-        return detections._replace(masks=over_regions(mask_head, pooled, detections.labels))
+        pooled = self._pooled(maps, detections.boxes, MASK_SIDE)
+        return detections._replace(masks=over_regions(self.mask_head, pooled, detections.labels))
+
+    def losses(
+        self,
+        images: Array,
+        sizes: Array,
+        padded: Array,
+        boxes: Array,
+        labels: Array,
+        masks: Array | None,
+        keys: Array,
+    ) -> dict[str, Loss]:
+        """The training losses of a batch: torchvision's names, each as its sum and its count.
+
+        A loss is the sum over the count, both added up over all devices before they are divided.
+        Batch normalisation is the backbone's: `frozen_bn`, or statistics of the batch.
+
+        Args:
+          images, sizes, padded: as for finding; an image of size 0 counts 0.
+          boxes: `[batch, n, 4]` in pixels.
+          labels: int32 `[batch, n]`, from 1 on; 0: no object in this place.
+          masks: bits of the objects' masks, uint8 `[batch, n, height, width / 8]` (of
+            `np.packbits`), where there is a mask head.
+          keys: one of each image, `[batch]`: what is sampled is a function of it.
+        """
+        maps, levels = self._shared(images, padded, train=True)
+        objects = annotated(boxes, labels, sizes)
+        of_anchors, of_regions = jax.vmap(jax.random.split, out_axes=1)(keys)
+        found = anchor_losses(of_anchors, levels, objects, sizes, self.anchors)
+        regions, any_region = proposals(jax.lax.stop_gradient(levels), sizes, self.training_limits)
+        taken = sampled_regions(of_regions, regions, any_region, objects, self.regions)
+        logits, deltas = self._of_regions(maps, taken.boxes)
+        return found | region_losses(logits, deltas, taken, objects, BOX_WEIGHTS)
+
+    def _shared(self, images, padded, train) -> tuple[list[Array], list[Level]]:
+        """What is computed once for an image: maps for its regions, and the anchors' scores."""
+        own = OwnSizes(self.backbone, images.shape[1:3], padded)
+        with own.respected():
+            _, endpoints = self.backbone(images, train=train)
+            levels = self.fpn([endpoints[f"stage{i}"] for i in (1, 2, 3, 4)])
+            found = self.rpn(levels)
+        # Regions end at the padded image's border, and so do torchvision's maps.
+        maps = [own.continued(x) for x in levels[:4]]
+        return maps, located(found, own, padded, self.anchor_sizes)
+
+    def _of_regions(self, maps, regions):
+        """Logits and deltas of every class of the images' regions."""
+        return over_regions(self.box_head, self._pooled(maps, regions, BOX_SIDE))
+
+    def _pooled(self, maps, regions, side):
+        """RoIAlign of each image's own regions: `[batch, n, side, side, c]`."""
+
+        def pooled(maps: list[Array], own: Array) -> Array:
+            return roi.align_pyramid(
+                maps, own, side, SCALES, SAMPLES, canonical_size=self.canonical_size
+            )
+
+        return jax.vmap(pooled)(maps, regions)
 
     def _chosen(self, logits, deltas, regions, any_region, size):
         """An image's detections: of every region and class the box, and then the best."""
@@ -112,15 +178,6 @@ class FasterRCNN(nn.Module):
             found, scores, valid.reshape(-1), self.threshold, labels, limit=self.most
         )
         return found[index], scores[index], labels[index], kept
-
-
-def _pooled(levels, regions, side):
-    """RoIAlign of each image's own regions: `[batch, n, side, side, c]`."""
-
-    def pooled(maps: list[Array], own: Array) -> Array:
-        return roi.align_pyramid(maps, own, side, SCALES, SAMPLES)
-
-    return jax.vmap(pooled)(levels, regions)
 
 
 def over_regions(head: Callable[..., Any], *of_regions: Array) -> Any:

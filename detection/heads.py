@@ -32,8 +32,26 @@ class BoxHead(nn.Module):
         x = x.reshape(len(x), -1)
         for name in ("hidden",) if self.convs else ("hidden1", "hidden2"):
             x = relu_of_norm(nn.Dense(self.hidden, name=name)(x))
-        deltas = nn.Dense(4 * self.num_classes, name="deltas")(x)
-        return nn.Dense(self.num_classes, name="scores")(x), deltas.reshape(len(x), -1, 4)
+        return siblings(self.num_classes, x)
+
+
+class Siblings(nn.Module):
+    """Class and box by one layer each (Girshick 2015)."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """Regions `[…, c]` to logits `[…, classes]` and deltas `[…, classes, 4]`."""
+        return siblings(self.num_classes, x)
+
+
+def siblings(num_classes: int, x: Array) -> tuple[Array, Array]:
+    """The two last layers of the module that calls it, with `Siblings`' arguments and results."""
+    normal = nn.initializers.normal  # deviations of Girshick 2015, section 2.3
+    logits = nn.Dense(num_classes, kernel_init=normal(0.01), name="scores")(x)
+    deltas = nn.Dense(4 * num_classes, kernel_init=normal(0.001), name="deltas")(x)
+    return logits, deltas.reshape(*x.shape[:-1], -1, 4)
 
 
 class MaskHead(nn.Module):

@@ -9,6 +9,9 @@ from jax import Array
 
 from detection.layers import Layer
 
+# No ReLU follows; Detectron's and torchvision's.
+KEEPS_VARIANCE = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
 
 class FeaturePyramid(nn.Module):
     """Levels of equal width at strides 4, 8, 16, 32 and 64.
@@ -32,7 +35,8 @@ class FeaturePyramid(nn.Module):
         return [*levels, levels[-1][:, ::2, ::2]]  # of a 1×1 maximum, the stride remains
 
     def _layer(self, name, kernel_size):
-        return Layer(self.width, kernel_size, norm=self.norm, activation=False, name=name)
+        form = {"norm": self.norm, "activation": False, "kernel_init": KEEPS_VARIANCE}
+        return Layer(self.width, kernel_size, **form, name=name)
 
 
 def _enlarged(x: Array, shape: Sequence[int]) -> Array:

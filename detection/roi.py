@@ -63,6 +63,7 @@ def align_pyramid(
     scales: Sequence[float],
     sampling: int = 2,
     aligned: bool = False,
+    canonical_size: int = 224,
 ) -> jax.Array:
     """RoIAlign of each box on the level of its size: torchvision's `MultiScaleRoIAlign`.
 
@@ -74,6 +75,7 @@ def align_pyramid(
       boxes, size, aligned: as `align`.
       scales: of the levels: powers of 2, each half of the one before.
       sampling: as `align`, but at least 1.
+      canonical_size: as `levels`.
 
     Returns:
       `[n, down, across, channels]` of the features' type.
@@ -84,7 +86,7 @@ def align_pyramid(
     if sampling < 1:
         raise UserError(f"sampling={sampling}: a pyramid's bins have at least 1 sample; set 2.")
     lowest = round(-math.log2(scales[0]))
-    level = levels(boxes, lowest, lowest + len(scales) - 1)
+    level = levels(boxes, lowest, lowest + len(scales) - 1, canonical_size)
     heights, widths = (jnp.array([f.shape[k] for f in features]) for k in (0, 1))
     starts = jnp.cumsum(heights * widths) - heights * widths
     table = jnp.concatenate([f.reshape(-1, f.shape[-1]) for f in features])

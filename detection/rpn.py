@@ -47,9 +47,13 @@ class RPNHead(nn.Module):
     def __call__(self, levels: Sequence[Array]) -> list[tuple[Array, Array]]:
         """For each level `[b, h, w, c]`: logits `[b, h, w, a]` and deltas `[b, h·w·a, 4]`."""
         width, count = levels[0].shape[-1], self.sizes * len(anchors.RATIOS)
-        layers = [Layer(width, 3, norm=False, name=f"layer{i + 1}") for i in range(self.convs)]
-        scores = conv(count, 1, use_bias=True, name="scores")
-        deltas = conv(4 * count, 1, use_bias=True, name="deltas")
+        normal = nn.initializers.normal(0.01)  # Ren et al. 2015, section 3.1.3
+        layers = [
+            Layer(width, 3, norm=False, kernel_init=normal, name=f"layer{i + 1}")
+            for i in range(self.convs)
+        ]
+        scores = conv(count, 1, use_bias=True, kernel_init=normal, name="scores")
+        deltas = conv(4 * count, 1, use_bias=True, kernel_init=normal, name="deltas")
         found = []
         for x in levels:
             for layer in layers:
@@ -58,51 +62,72 @@ class RPNHead(nn.Module):
         return found
 
 
-def proposals(
+class Level(NamedTuple):
+    """What the head says of the anchors of one level, or of several together.
+
+    Attributes:
+      logits: `[batch, n]`; -inf beyond an image.
+      deltas: `[batch, n, 4]`, of the
+      anchors: `[batch, n, 4]`.
+    """
+
+    logits: Array
+    deltas: Array
+    anchors: Array
+
+
+def located(
     found: Sequence[tuple[Array, Array]],
     own: OwnSizes,
-    sizes: Array,
     padded: Array,
-    limits: Limits,
-    anchor_sizes: Sequence[Sequence[int]] = FPN,
-) -> tuple[Array, Array]:
-    """The boxes in which an object is likely, the best first.
+    anchor_sizes: Sequence[Sequence[float]] = FPN,
+) -> list[Level]:
+    """The anchors of each level beside what the head says of them.
 
     Args:
       found: of `RPNHead`.
       own: what of the levels belongs to an image.
-      sizes: height and width of each image, int32 `[batch, 2]`; boxes are cut off there.
-      padded: the same with the padding that torchvision counts to the image.
+      padded: height and width of each image, int32 `[batch, 2]`, with the padding that torchvision
+        counts to it.
       anchor_sizes: of each level.
+    """
+    levels = []
+    for (logits, deltas), sides in zip(found, anchor_sizes, strict=True):
+        shape, base = logits.shape[1:3], anchors.base(sides)
+        # As torchvision has it, what an image's padded side is divided into, and not the stride.
+        strides = padded // jnp.stack(own.of(logits), 1)
+        cells = jax.vmap(lambda s, to=shape, b=base: anchors.grid(to, (s[0], s[1]), b))(strides)
+        flat = jnp.where(own.inside(logits), logits, -jnp.inf).reshape(len(logits), -1)
+        levels.append(Level(flat, deltas, cells))
+    return levels
+
+
+def proposals(levels: Sequence[Level], sizes: Array, limits: Limits) -> tuple[Array, Array]:
+    """The boxes in which an object is likely, the best first.
+
+    Args:
+      sizes: height and width of each image, int32 `[batch, 2]`; boxes are cut off there.
 
     Returns:
       boxes `[batch, limits.after, 4]`, and which of them are any, bool `[batch, limits.after]`.
     """
-    candidates = [
-        _candidates(*level, anchors.base(sides), own, padded, limits.before)
-        for level, sides in zip(found, anchor_sizes, strict=True)
-    ]
+    candidates = [_candidates(level, limits.before) for level in levels]
     all_boxes, logits = (jnp.concatenate(parts, 1) for parts in zip(*candidates, strict=True))
     of_level = [jnp.full(best.shape[1], i, jnp.int32) for i, (_, best) in enumerate(candidates)]
-    levels = jnp.concatenate(of_level)
+    whose = jnp.concatenate(of_level)
 
     def choose(all_boxes: Array, logits: Array, size: Array) -> tuple[Array, Array]:
         clipped = boxes.clip(all_boxes, *size)
         valid = jnp.isfinite(logits) & boxes.large(clipped, limits.side)
         scores = jax.nn.sigmoid(logits)
-        index, kept = nms.keep(clipped, scores, valid, limits.threshold, levels, limit=limits.after)
+        index, kept = nms.keep(clipped, scores, valid, limits.threshold, whose, limit=limits.after)
         return clipped[index], kept
 
     return jax.vmap(choose)(all_boxes, logits, sizes)
 
 
-def _candidates(logits, deltas, base, own, padded, count):
+def _candidates(level, count):
     """The boxes of the level's best `count` anchors, and their logits (-inf: none)."""
-    shape = logits.shape[1:3]
-    # As torchvision has it, what an image's padded side is divided into, and not the stride.
-    strides = padded // jnp.stack(own.of(logits), 1)
-    cells = jax.vmap(lambda s: anchors.grid(shape, (s[0], s[1]), base))(strides)
-    flat = jnp.where(own.inside(logits), logits, -jnp.inf).reshape(len(logits), -1)
-    best, index = jax.lax.top_k(flat, min(count, flat.shape[1]))
-    chosen = (jnp.take_along_axis(x, index[..., None], 1) for x in (deltas, cells))
+    best, index = jax.lax.top_k(level.logits, min(count, level.logits.shape[1]))
+    chosen = (jnp.take_along_axis(x, index[..., None], 1) for x in (level.deltas, level.anchors))
     return boxes.decode(*chosen), best

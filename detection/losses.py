@@ -1,0 +1,149 @@
+"""What a detector is trained to make small: torchvision's losses, with static shapes.
+
+Each is a sum and the count that it is divided by, so that the parts of a batch on several devices
+add up to that of the whole batch.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from detection import boxes as box
+from detection.matching import BELOW, match
+from detection.rpn import Level
+from detection.sampling import Sampling, balanced
+
+BETA = 1 / 9  # where the smooth L1 loss turns from a square to a line
+Loss = tuple[Array, Array]  # sum and count, float32
+
+
+class Objects(NamedTuple):
+    """The annotated objects of a batch.
+
+    Attributes:
+      boxes: `[batch, n, 4]` in pixels of the resized images.
+      labels: int `[batch, n]`, from 1 on; 0: no object in this place.
+      real: bool `[batch, n]`: a label, a box with an area, an image with one.
+    """
+
+    boxes: Array
+    labels: Array
+    real: Array
+
+
+def annotated(boxes: Array, labels: Array, sizes: Array) -> Objects:
+    """Objects of images of `sizes`, int `[batch, 2]`; an image of size 0 has none."""
+    real = (labels > 0) & (box.areas(boxes) > 0) & (sizes > 0).all(1, keepdims=True)
+    return Objects(boxes, labels, real)
+
+
+class Regions(NamedTuple):
+    """The regions of a batch that are learned from, those with objects first.
+
+    Attributes:
+      boxes: `[batch, n, 4]`.
+      labels: int32 `[batch, n]`, 0: background.
+      match: int32 `[batch, n]`, which of the image's objects.
+      valid: bool `[batch, n]`.
+    """
+
+    boxes: Array
+    labels: Array
+    match: Array
+    valid: Array
+
+
+def sampled_regions(
+    keys: Array, proposals: Array, any_region: Array, objects: Objects, sampling: Sampling
+) -> Regions:
+    """Takes some of the proposals and of the annotated boxes themselves.
+
+    Args:
+      keys: `[batch]`.
+      proposals: `[batch, n, 4]`, and which of them are any, bool `[batch, n]`.
+    """
+
+    def of_image(key, proposals, any_region, objects):
+        candidates = jnp.concatenate([proposals, objects.boxes])
+        valid = jnp.concatenate([any_region, objects.real])
+        overlap = box.iou(objects.boxes, candidates)
+        found = match(overlap, sampling.high, sampling.low, valid=objects.real)
+        taken = balanced(key, valid & (found >= 0), valid & (found == BELOW), sampling)
+        matched = jnp.maximum(found[taken.indices], 0)
+        labels = jnp.where(taken.is_object, objects.labels[matched], 0)
+        return Regions(candidates[taken.indices], labels, matched, taken.valid)
+
+    return jax.vmap(of_image)(keys, jax.lax.stop_gradient(proposals), any_region, objects)
+
+
+def anchor_losses(
+    keys: Array, levels: Sequence[Level], objects: Objects, sizes: Array, sampling: Sampling
+) -> dict[str, Loss]:
+    """The proposal network's: whether an anchor has an object, and where its box is.
+
+    Args:
+      keys: `[batch]`.
+      sizes: int `[batch, 2]`; an image of size 0 counts 0.
+    """
+
+    def of_image(key, level, objects, size):
+        logits, deltas, anchors = level
+        # Not "finite": what diverged has to be seen.
+        inside = (logits != -jnp.inf) & (size > 0).all()
+        overlap = jnp.where(inside[None], box.iou(objects.boxes, anchors), -1)
+        found = match(overlap, sampling.high, sampling.low, True, objects.real)
+        taken = balanced(key, inside & (found >= 0), inside & (found == BELOW), sampling)
+        logits = jnp.where(taken.valid, logits[taken.indices], 0)
+        entropy = optax.sigmoid_binary_cross_entropy(logits, taken.is_object)
+        matched = objects.boxes[jnp.maximum(found[taken.indices], 0)]
+        targets = box.encode(matched, anchors[taken.indices])
+        distance = _box_distance(deltas[taken.indices], targets, taken.is_object)
+        return (entropy * taken.valid).sum(), distance, taken.valid.sum()
+
+    whole = Level(*(jnp.concatenate(parts, 1) for parts in zip(*levels, strict=True)))
+    return _named(
+        ("loss_objectness", "loss_rpn_box_reg"), jax.vmap(of_image)(keys, whole, objects, sizes)
+    )
+
+
+def region_losses(
+    logits: Array,
+    deltas: Array,
+    regions: Regions,
+    objects: Objects,
+    weights: box.Weights,
+) -> dict[str, Loss]:
+    """The box head's: the class of a region, and where the box of its object is.
+
+    Args:
+      logits: `[batch, n, classes]`.
+      deltas: `[batch, n, classes, 4]`, with these `weights`.
+    """
+
+    def of_image(logits, deltas, regions, objects):
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, regions.labels)
+        targets = box.encode(objects.boxes[regions.match], regions.boxes, weights)
+        own = jnp.take_along_axis(deltas, regions.labels[:, None, None], 1)[:, 0]
+        distance = _box_distance(own, targets, regions.labels > 0)
+        return jnp.where(regions.valid, entropy, 0).sum(), distance, regions.valid.sum()
+
+    found = jax.vmap(of_image)(logits, deltas, regions, objects)
+    return _named(("loss_classifier", "loss_box_reg"), found)
+
+
+def _box_distance(deltas, targets, which):
+    """The sum of the smooth L1 losses of those boxes of `[n, 4]`."""
+    which = which[:, None]
+    # Where there is no object, the targets need not be finite.
+    difference = jnp.where(which, deltas - jnp.where(which, targets, 0), 0)
+    return optax.huber_loss(difference, delta=BETA).sum() / BETA
+
+
+def _named(names, of_images):
+    """The losses of these names from sums `[batch]` and the count that they share."""
+    *sums, count = (x.sum().astype(jnp.float32) for x in of_images)
+    return {name: (value, count) for name, value in zip(names, sums, strict=True)}
