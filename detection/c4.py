@@ -38,7 +38,7 @@ class C4(FasterRCNN):
     def setup(self) -> None:
         """Makes the layers beside the backbone."""
         self.rpn = RPNHead(self.rpn_convs, self.sizes)
-        self.box_head: nn.Module = Siblings(self.num_classes)
+        self.box_head = Siblings(self.num_classes)
 
     def _shared(self, images, padded, train) -> tuple[list[Array], list[Level]]:
         own = OwnSizes(self.backbone, images.shape[1:3], padded)
