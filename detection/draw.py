@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from detection.masks import MASK_FROM
 from detection.network import Objects
 
 OPACITY = 0.5  # of masks
 FONT_SHARE = 0.03  # of the shorter side
-MASK_FROM = 0.5  # probability of a pixel that is drawn
 
 
 def colour(label: int) -> tuple[int, int, int]:

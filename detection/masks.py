@@ -4,6 +4,8 @@ import numpy as np
 
 from detection.resize import resized
 
+MASK_FROM = 0.5  # above this probability a pixel is the object's
+
 
 def paste(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     """Probabilities inside of boxes as probabilities at the pixels of the image.
