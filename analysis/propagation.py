@@ -6,8 +6,8 @@ With `x ← λ·x + f(x)` in every block, what reaches block L from block l stra
 shortcuts is λ^(L−l) of it, forwards and backwards (Identity Mappings, section 3.1). Measured at
 initialisation for λ = 1, 0.5, and 0.5 of shortcut and branch, in the original form and
 pre-activated (where no ReLU stands on the way, and the product is exact), and in the trained
-network of the run: norms of each block's input, of the gradient with respect to it, and of the part
-of that gradient that came through shortcuts alone.
+networks of the runs: norms of each block's input, of the gradient with respect to it, and of the
+part of that gradient that came through shortcuts alone, beside the product λ^L.
 """
 
 import functools
@@ -15,7 +15,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -33,6 +33,15 @@ from testing.opened_run import OpenedRun
 
 SCALES = ((1.0, 1.0), (0.5, 1.0), (0.5, 0.5))  # of shortcut and branch
 MEASURED = ("signal", "gradient", "through shortcuts")
+
+
+class Network(NamedTuple):
+    """What is measured: `state` is 'trained' or 'initialised', `scale` is λ, 0 in plain ones."""
+
+    network: str
+    state: str
+    seed: int
+    scale: float
 
 
 def inputs_and_gradients(
@@ -140,18 +149,24 @@ def _norm(x):
     return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum((1, 2, 3))).mean()
 
 
-def measure(run: OpenedRun, images: jax.Array) -> list[dict[str, Any]]:
+def networks(run: OpenedRun, images: jax.Array) -> list[tuple[Network, Callable[[], Any]]]:
     """A run's network as trained, and at initialisation for every scale and form.
 
     Returns:
-      `[{'network', 'state', 'seed', 'blocks'}]`: `state` 'trained' or 'initialised', `blocks` of
-      `norms`.
+      Which network, and what measures its `norms`.
     """
     seed = run.config.seed
+
+    def of(fields, state, measured):
+        name, scale = subject.network_name(fields), float(fields["shortcut_scale"])
+        return Network(name, state, seed, scale * bool(fields["residual"])), measured
+
+    def untrained(fields):
+        model, variables = initialised(fields, run.facts.num_classes, images, seed)
+        return norms(model, variables, images, seed)
+
     trained = functools.partial(norms, run.model, run.variables, images, seed)
-    rows: list[tuple[str, str, Callable[[], Any]]] = [
-        (subject.network_name(run.config.model), "trained", trained)
-    ]
+    found = [of(run.config.model, "trained", trained)]
     forms = [(scales, form) for form in (False, True) for scales in SCALES]
     for (shortcut, branch), preactivation in forms if run.model.residual else [((1.0, 1.0), False)]:
         fields = dict(run.config.model) | {
@@ -160,55 +175,67 @@ def measure(run: OpenedRun, images: jax.Array) -> list[dict[str, Any]]:
             "preactivation": preactivation,
             "variant": "none",
         }
-
-        def untrained(fields=fields):
-            model, variables = initialised(fields, run.facts.num_classes, images, seed)
-            return norms(model, variables, images, seed)
-
-        rows.append((subject.network_name(fields), "initialised", untrained))
-    return [
-        {"network": name, "state": state, "seed": seed, "blocks": blocks()}
-        for name, state, blocks in tqdm(rows, desc=run.workdir, unit="network", disable=None)
-    ]
+        found.append(of(fields, "initialised", functools.partial(untrained, fields)))
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, measures and writes `propagation.json`, `.md`, `.svg` and `.png`."""
     args = subject.parser("propagation", __doc__, images=128).parse_args(argv)
     runs = subject.open_workdirs(args)
-    measured = {}
+    measured: dict[Network, Any] = {}
     for run in runs:
         images, _ = subject.load_images(run, args.split, args.images)
-        for row in measure(run, normalize(jnp.asarray(images), *run.facts.normalization)):
-            # Runs that differ in their scales have the same initialisations.
-            measured[row["network"], row["state"], row["seed"]] = row
+        of_run = networks(run, normalize(jnp.asarray(images), *run.facts.normalization))
+        for network, norms_of in tqdm(of_run, desc=run.workdir, unit="network", disable=None):
+            if network not in measured:  # runs that differ in scales have the same initialisations
+                measured[network] = norms_of()
+    rows = [network._asdict() | {"blocks": blocks} for network, blocks in measured.items()]
     subject.publish(
         args,
         runs,
         "Why x and not x/2: signal and gradient through the blocks",
-        [_table(measured.values())],
-        _plot(measured.values()),
+        [_table(rows)],
+        _plot(rows),
         remarks=[
-            "Factors are geometric means over the blocks whose shortcut is the identity: the norm "
-            "behind such a block over that before it, of the signal; before it over behind it, of "
-            "gradients. λ = 1, the branch's scale 1 where none is named."
+            "Factors are geometric means over the L blocks whose shortcut is the identity: the "
+            "norm behind such a block over that before it, of the signal; before it over behind "
+            "it, of gradients. λ = 1, the branch's scale 1 where none is named."
         ],
-        networks=list(measured.values()),
+        networks=rows,
     )
 
 
 def _table(rows):
     found = []
-    for key in dict.fromkeys((row["network"], row["state"]) for row in rows):
-        mine = [row["blocks"] for row in rows if (row["network"], row["state"]) == key]
-        forward, *backward = (
-            subject.spread(factor(blocks, name) for blocks in mine) for name in MEASURED
-        )
-        whole = subject.spread(_ends(blocks) for blocks in mine)
-        found.append([*key, forward, *backward, len(mine[0]) - 1, whole])
+    for key, mine in _grouped(rows).items():
+        blocks = [row["blocks"] for row in mine]
+        factors = [[factor(one, name) for one in blocks] for name in MEASURED]
+        number, scale = len(identities(blocks[0])), mine[0]["scale"]
+        products = subject.spread(one and one**number for one in factors[-1])
+        theory = subject.spread([scale**number] if scale else [])
+        whole = subject.spread(map(_ends, blocks))
+        found.append([*key, *map(subject.spread, factors), number, products, theory, whole])
     columns = ["network", "state", "signal, per block", "gradient, per block"]
-    columns += ["gradient through shortcuts alone, per block", "blocks between first and last"]
+    columns += ["gradient through shortcuts alone, per block", "blocks L", "over all L", "λ^L"]
     return result.table("", [*columns, "gradient, first block over last"], found)
+
+
+def _grouped(rows):
+    """The seeds of each network and state."""
+    found = {}
+    for row in rows:
+        found.setdefault((row["network"], row["state"]), []).append(row)
+    return found
+
+
+def identities(blocks: Iterable[str]) -> list[tuple[str, str]]:
+    """Blocks whose shortcut is the identity, but for the last, each with the block behind it."""
+    return [
+        (name, following)
+        for name, following in itertools.pairwise(blocks)
+        if name.startswith("stage1/") or not name.endswith("/block1")
+    ]
 
 
 def factor(blocks: Mapping[str, Mapping[str, float]], kind: str) -> float | None:
@@ -218,12 +245,7 @@ def factor(blocks: Mapping[str, Mapping[str, float]], kind: str) -> float | None
       blocks: of `norms`.
       kind: of MEASURED; the signal goes forwards, gradients backwards.
     """
-    names = list(blocks)
-    pairs = [
-        (blocks[name][kind], blocks[following][kind])
-        for name, following in itertools.pairwise(names)
-        if name.startswith("stage1/") or not name.endswith("/block1")
-    ]
+    pairs = [(blocks[name][kind], blocks[behind][kind]) for name, behind in identities(blocks)]
     if not pairs or min(map(min, pairs)) <= 0:
         return None
     steps = np.log([after / before for before, after in pairs])
@@ -237,18 +259,28 @@ def _ends(blocks):
 
 def _plot(rows):
     figure, axes = plotting.pyplot().subplots(1, 3, figsize=(15, 5), layout="constrained")
-    keys = dict.fromkeys((row["network"], row["state"]) for row in rows)
-    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(name for name, _ in keys))}
-    for name, state in keys:
-        mine = [row["blocks"] for row in rows if (row["network"], row["state"]) == (name, state)]
+    grouped = _grouped(rows)
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(name for name, _ in grouped))}
+    longest = subject.deepest(row["blocks"] for row in rows)
+    for (name, state), mine in grouped.items():
+        places = subject.places(mine[0]["blocks"], longest)
+        style = {"ls": "-" if state == "trained" else "--", "color": colours[name]}
         for axis, kind in zip(axes, MEASURED, strict=True):
-            values = np.mean([[one[kind] for one in blocks.values()] for blocks in mine], 0)
-            style = {"ls": "-" if state == "trained" else "--", "color": colours[name]}
+            values = np.mean([[one[kind] for one in row["blocks"].values()] for row in mine], 0)
             if values.any():
-                axis.plot(range(1, len(values) + 1), values, **style, label=f"{name}, {state}")
+                axis.plot(places, values, **style, label=f"{name}, {state}")
+        product = values[-1] * mine[0]["scale"] ** np.arange(len(values))[::-1]
+        if product.all():
+            axes[-1].plot(places, product, color=colours[name], ls=":")
     for axis, kind in zip(axes, MEASURED, strict=True):
-        axis.set(yscale="log", xlabel="block", title=kind, ylabel="norm at the block's input")
+        axis.set(
+            yscale="log",
+            xlabel="block (of the deepest network)",
+            title=kind,
+            ylabel="norm at the block's input",
+        )
         axis.grid(alpha=0.3)
+    axes[-1].set_title("through shortcuts (dotted: λ^L to the last block)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 

@@ -129,16 +129,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def tables(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Blocks one by one; k blocks dropped; pairs exchanged. Means and spreads over seeds, in %."""
+    """One block dropped; k blocks dropped; pairs exchanged. Means and spreads over seeds, in %.
+
+    The blocks of a stage behind its first stand in one row, with their median and their worst.
+    """
     networks = subject.by_network(measured)
     rows = []
     for name, seeds in networks.items():
-        rows.append([name, "none dropped", None, _percent(one["error"] for one in seeds)])
-        for i, block in enumerate(seeds[0]["blocks"]):
-            ratio = subject.spread(one["blocks"][i].get("ratio") for one in seeds)
-            left = _percent(one["blocks"][i]["error_without"] for one in seeds)
-            rows.append([name, block["block"], ratio, left])
-    columns = ["network", "block", "|f(x)| / |shortcut|", "error without it (%)"]
+        rows.append([name, "none dropped", None, _percent(one["error"] for one in seeds), None])
+        for place, numbers in _places(seeds[0]["blocks"]).items():
+            of_seeds = [[one["blocks"][i] for i in numbers] for one in seeds]
+            ratios = [_over(np.median, blocks, "ratio") for blocks in of_seeds]
+            left, worst = (
+                _percent(_over(kind, blocks, "error_without") for blocks in of_seeds)
+                for kind in (np.median, np.max)
+            )
+            rows.append(
+                [name, place, subject.spread(ratios), left, worst if len(numbers) > 1 else None]
+            )
+    columns = ["network", "block", "|f(x)| / |shortcut|", "error without it (%)", "worst (%)"]
     listed = [result.table("One block", columns, rows)]
     for heading, kind, key, column in (
         ("Several blocks dropped at random", "lesions", "blocks", "blocks dropped"),
@@ -164,6 +173,25 @@ def tables(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return listed
 
 
+def _places(blocks):
+    """Positions of the blocks by row: `{'stage1, first': [0], 'stage1, median of 8': [1, …]}`."""
+    stages: dict[str, list[int]] = {}
+    for i, block in enumerate(blocks):
+        stages.setdefault(block["block"].partition("/")[0], []).append(i)
+    found = {}
+    for stage, (first, *others) in stages.items():
+        found[f"{stage}, first"] = [first]
+        if others:
+            found[f"{stage}, median of the other {len(others)}"] = others
+    return found
+
+
+def _over(kind, blocks, key):
+    """`kind` of the values of `key`; None where a block has none."""
+    values = [block.get(key) for block in blocks]
+    return None if None in values else kind(values)
+
+
 def _percent(errors):
     return subject.spread(None if error is None else 100 * error for error in errors)
 
@@ -171,9 +199,10 @@ def _percent(errors):
 def _plot(measured):
     figure, axes = plotting.pyplot().subplots(2, 2, figsize=(12, 9.5), layout="constrained")
     sizes, singles, dropped, orders = axes.ravel()
+    longest = subject.deepest([b["block"] for b in one["blocks"]] for one in measured)
     for i, (name, seeds) in enumerate(subject.by_network(measured).items()):
         style = {"color": f"C{i}", "marker": ".", "label": name}
-        blocks = range(1, len(seeds[0]["blocks"]) + 1)
+        blocks = subject.places([b["block"] for b in seeds[0]["blocks"]], longest)
         if "ratio" in seeds[0]["blocks"][0]:
             ratios = np.mean([[b["ratio"] for b in one["blocks"]] for one in seeds], 0)
             sizes.plot(blocks, ratios, **style)
@@ -185,10 +214,9 @@ def _plot(measured):
             x = [np.mean(row[key]) for row in points]
             y = [100 * np.mean(row["errors"]) for row in points]
             axis.plot(x, y, ".", color=f"C{i}", label=name)
-    longest = max((one["blocks"] for one in measured), key=len)
     for axis in (sizes, singles):
-        subject.mark_stages(axis, [block["block"] for block in longest])
-        axis.set(xlabel="block")
+        subject.mark_stages(axis, longest)
+        axis.set(xlabel="block (of the deepest network)")
     sizes.set(ylabel="|f(x)| / |shortcut|", title="size of the residual")
     singles.set(ylabel="error (%)", title="one block dropped (dotted: none)")
     dropped.set(xlabel="blocks dropped at random", ylabel="error (%)", title="several dropped")

@@ -156,20 +156,22 @@ def _table(measured):
 def _plot(measured):
     figure, axes = plotting.pyplot().subplots(1, 2, figsize=(12, 5.5), layout="constrained")
     networks = subject.by_network(measured)
+    longest = subject.deepest(one["blocks"] for one in measured)
     for i, (name, seeds) in enumerate(networks.items()):
+        places = subject.places(seeds[0]["blocks"], longest)
         for axis, kinds in zip(axes, (MEASURED[2:3], MEASURED[3:]), strict=True):
             for kind, style in zip(kinds, ("-", "--"), strict=False):
                 values = np.mean([[b[kind] for b in o["blocks"].values()] for o in seeds], 0)
                 label = f"{name}, {kind.rpartition(': ')[2]}"
-                axis.plot(range(1, len(values) + 1), values, style, color=f"C{i}", label=label)
+                axis.plot(places, values, style, color=f"C{i}", label=label)
     axes[0].axhline(EXAMPLE, color="k", ls=":", label="change of H")
     axes[0].set(
         title="the example: H changes by 2 %", ylabel="relative change of what layers learn"
     )
     axes[1].set(title="one step of gradient descent", ylabel="relative change")
     for axis in axes:
-        subject.mark_stages(axis, list(max((o["blocks"] for o in measured), key=len)))
-        axis.set(xlabel="block", yscale="log")
+        subject.mark_stages(axis, longest)
+        axis.set(xlabel="block (of the deepest network)", yscale="log")
         axis.grid(alpha=0.3)
         subject.legend_below(axis)
     return figure

@@ -182,9 +182,27 @@ def mosaic(images: np.ndarray, side: int) -> np.ndarray:
     return grid.transpose(0, 2, 1, 3, 4).reshape(1, rows * height, columns * width, channels)
 
 
+def deepest(networks: Iterable[Iterable[str]]) -> list[str]:
+    """The network, as names of its blocks, on whose axis all others can be drawn."""
+    return max(map(list, networks), key=lambda blocks: (len(set(_stages(blocks))), len(blocks)))
+
+
+def places(blocks: Iterable[str], axis: Sequence[str]) -> list[float]:
+    """Where blocks stand among those of the `deepest` network, counted from 1: stage by stage."""
+    ours, theirs = _stages(blocks), _stages(axis)
+    return [
+        0.5 + theirs.index(s) + (i - ours.index(s) + 0.5) * theirs.count(s) / ours.count(s)
+        for i, s in enumerate(ours)
+    ]
+
+
+def _stages(blocks):
+    return [block.partition("/")[0] for block in blocks]
+
+
 def mark_stages(axis: Any, blocks: Sequence[str]) -> None:
     """Draws lines between the stages of `['stage1/block1', …]`, counted from 1; names them."""
-    stages = [block.partition("/")[0] for block in blocks]
+    stages = _stages(blocks)
     axis.margins(y=0.1)  # room for the names
     for stage in dict.fromkeys(stages):
         first = stages.index(stage) + 1

@@ -32,12 +32,16 @@ def device() -> str:
 
 
 def provenance(command: str) -> dict[str, Any]:
-    """Command, date, device and versions, for the header of a result."""
+    """Command, date, device and versions, for the header of a result.
+
+    Among the versions are the compiler's flags, if the environment sets any.
+    """
+    flags = {COMPILER: " ".join(_flags())} if _flags() else {}
     return {
         "command": command,
         "date": datetime.date.today().isoformat(),
         "device": device(),
-        "versions": {"python": platform.python_version()} | _versions(PACKAGES),
+        "versions": {"python": platform.python_version()} | _versions(PACKAGES) | flags,
     }
 
 
@@ -48,9 +52,12 @@ def code() -> dict[str, Any]:
         for path in sorted((root / room).glob("*.py")):
             digest = zlib.crc32(path.read_bytes(), digest)
     settings = {name: getattr(jax.config, name) for name in SETTINGS}
-    flags = [f for f in os.environ.get(COMPILER, "").split() if not f.startswith(OF_A_HOST)]
-    settings[COMPILER] = sorted(flags)
+    settings[COMPILER] = _flags()
     return {"code": f"{digest:08x}"} | _versions(PACKAGES + DECODERS) | settings
+
+
+def _flags():
+    return sorted(f for f in os.environ.get(COMPILER, "").split() if not f.startswith(OF_A_HOST))
 
 
 def _versions(packages):

@@ -131,6 +131,10 @@ def test_propagation_and_sensitivity_of_a_run(workdir):
     found = outcome(workdir, "propagation")["networks"]
     names = [row["network"] for row in found if row["state"] == "initialised"]
     assert "resnet8, pre-activated, shortcut × 0.5, branch × 0.5" in names and len(names) == 6
+    [table] = outcome(workdir, "propagation")["tables"]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+    product = rows[names.index("resnet8, pre-activated, shortcut × 0.5") + 1]
+    assert (product["blocks L"], product["over all L"], product["λ^L"]) == (1, "0.5", "0.5")
     assert command.run(sensitivity.main, [f"--workdir={workdir}", "--images=8"]) == 0
     [one] = outcome(workdir, "sensitivity")["measured"]
     for block in one["blocks"].values():

@@ -25,6 +25,13 @@ def test_a_mosaic_is_made_of_whole_images():
     np.testing.assert_array_equal(made[0, 2:4, 4:], images[0])
 
 
+def test_blocks_of_a_shallow_network_stand_in_the_stages_of_the_deepest():
+    shallow, deep = ([f"stage{i}/block{j}" for i in (1, 2) for j in range(n)] for n in (1, 3))
+    assert subject.deepest([shallow, deep, ["stage1/block1"] * 9]) == deep
+    assert subject.places(deep, deep) == [1, 2, 3, 4, 5, 6]
+    assert subject.places(shallow, deep) == [2, 5]
+
+
 def test_networks_are_named_by_what_they_are():
     fields = digits.get_config("resnet8").model
     assert subject.network_name(fields) == "resnet8"

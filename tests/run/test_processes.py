@@ -14,7 +14,7 @@ from benchmarks import faults
 from benchmarks.runs import group as runs_of
 from configs import digits
 from errors import UserError
-from run import logs, processes, provenance
+from run import logs, processes, provenance, result
 from run.checkpoint import Checkpoints
 from run.mesh import make_mesh
 from run.workdir import Workdir
@@ -170,10 +170,15 @@ def test_four_processes_of_two_devices_stop_go_on_and_are_evaluated(options, tmp
 
 
 def test_processes_compare_flags_of_the_compiler_and_versions_of_decoders(monkeypatch):
+    jax.devices()  # reads the flags, once
     of_a_host = "--xla_dump_to=x --xla_force_host_platform_device_count=2"
     monkeypatch.setenv("XLA_FLAGS", f"--b {of_a_host} --a=1")
     code = provenance.code()
     assert code["XLA_FLAGS"] == ["--a=1", "--b"] and code["pillow"] == PIL.__version__
+    args = result.parser("a", "").parse_args([])
+    assert ", XLA_FLAGS --a=1 --b" in result.header_lines(result.header(args))[1]
+    monkeypatch.setenv("XLA_FLAGS", of_a_host)
+    assert "XLA_FLAGS" not in str(result.header(args))
 
 
 def test_what_the_first_process_sends_is_few_large_buffers_of_the_same_bits(monkeypatch):
