@@ -15,8 +15,9 @@ between. Theory, for random weights: 2^−L in plain networks, 1/√L in residua
 """
 
 import functools
+import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -32,6 +33,7 @@ from run import command, plotting, result
 from testing.opened_run import OpenedRun
 
 POINTS, UNITS, LAGS = 256, 200, 15
+NOISE = 0.01  # what mean cosines of a few dozen images are when they are nothing
 EPSILON = 1e-5
 # Name, number of layers, residual, with BN, factor on the residual branch.
 SCALAR_NETWORKS = (
@@ -176,15 +178,17 @@ def image_networks(run: OpenedRun, images: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def fit(curve: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
+def fit(curve: Iterable[Sequence[float]]) -> tuple[float | None, float | None]:
     """What multiplies r per layer, and the power of L that it follows; least squares in log r.
 
-    Theory: 0.5 per layer in plain networks, a power of −0.5 in residual ones. None for a curve with
-    fewer than three positive correlations.
+    Theory: 0.5 per layer in plain networks, a power of −0.5 in residual ones. Counted are the
+    layers from the last block back to where r is below NOISE; None if those are fewer than three.
     """
-    layers, r = np.array([point for point in curve if point[1] > 0]).reshape(-1, 2).T
-    if len(r) < 3:
+    points = sorted(map(tuple, curve))
+    above = list(itertools.takewhile(lambda point: point[1] >= NOISE, points))
+    if len(above) < 3:
         return None, None
+    layers, r = np.array(above).T
     per_layer, power = (np.polyfit(x, np.log(r), 1)[0] for x in (layers, np.log(layers)))
     return float(np.exp(per_layer)), float(power)
 
@@ -205,6 +209,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Shattered gradients: do the gradients of plain networks become noise?",
         tables(scalar, rows),
         _plot(scalar, rows),
+        remarks=[
+            "The last two columns are fitted to r from the last block back to where it is below "
+            f"{NOISE:g}; what is smaller is noise of a few dozen images."
+        ]
+        * bool(rows),
         scalar_networks=scalar,
         image_networks=rows,
     )

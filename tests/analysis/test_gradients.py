@@ -63,6 +63,8 @@ def test_decay_is_fitted_from_curves_of_known_decay():
     assert per_layer == pytest.approx(0.5)
     _, power = gradients.fit(np.stack([layers, layers**-0.5], 1))
     assert power == pytest.approx(-0.5)
+    noisy = [[layers, max(0.5**layers, 0.005)] for layers in range(30, 0, -2)]
+    assert gradients.fit(noisy)[0] == pytest.approx(0.5)  # what is left behind it is no decay
     assert gradients.fit([[2, 0.5], [4, -0.1], [6, 0.2]]) == (None, None)
 
 
