@@ -114,11 +114,11 @@ def _runs(folder: str = "runs", *more: str) -> None:
 
 def _train(config, workdir, weight_file):
     import train
+    from training import task
 
     result = train.train(config, workdir)
     print(
-        f"Test accuracy {100 * result['accuracy']:.2f} % "
-        f"(top-1 error {100 * result['top1_error']:.2f} %, {result['images']} images). "
+        f"Test {task.of(config).said(result)}. "
         f"Everything is in {workdir}: metrics, curves, checkpoints"
         + (", TensorBoard events." if config.tensorboard else ".")
     )

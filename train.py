@@ -10,8 +10,6 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import evaluate
-import models
 from data import corrupt
 from data.facts import of_run
 from errors import UserError
@@ -26,7 +24,7 @@ from run.processes import Stop, failures_named
 from run.progress import Progress, messages_beside_a_bar
 from run.signals import Interrupted, Signals
 from run.workdir import Workdir
-from training import start
+from training import start, task
 from training.check import check, warn_of_devices, warn_of_stem
 from training.step import TrainState, Window, abstract_state, make_run
 
@@ -76,7 +74,7 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh | None = None) -> dict[st
 def _train(config, folder, mesh):
     data, facts = agreed(lambda: _opened(config, mesh), lambda opened: opened[1].to_dict())
     warn_of_stem(config.model.stem, facts.image_shape)
-    model = models.create(config.model, facts.num_classes)
+    model = task.of(config).create(config, facts)
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(failures_named())
@@ -92,7 +90,7 @@ def _train(config, folder, mesh):
             data.corrupt.remember(line)
         warn_of_devices(config, log.devices_before, mesh.size)
         signals = stack.enter_context(Signals(nothing_to_lose=jax.process_count() == 1))
-        loop = _Loop(config, model, data, mesh, checkpoints, log, signals)
+        loop = _Loop(config, model, data, mesh, folder, checkpoints, log, signals)
         return loop.test(loop.run(state, step, validated))
 
 
@@ -136,12 +134,14 @@ class _Loop:
         model: nn.Module,
         data: Any,
         mesh: Mesh,
+        folder: Workdir,
         checkpoints: Checkpoints,
         log: logs.RunLog,
         signals: Signals,
     ):
         self.config, self.model, self.data, self.mesh = config, model, data, mesh
-        self.checkpoints, self.log, self.signals = checkpoints, log, signals
+        self.folder, self.checkpoints, self.log = folder, checkpoints, log
+        self.signals, self.task = signals, task.of(config)
         self.has_validation = data.split_size("validation") > 0
         self.stop = Stop(signals, mesh)
         self.skipped = 0  # steps with a NaN since the last good one, to the last line of the log
@@ -241,8 +241,8 @@ class _Loop:
             if result is None:
                 self._interrupt(step, state, self.stop.signum)
             self._write_line(step, "validation", result)
-            error = result["top1_error"]
-            LOG.info("step %d: validation error %.2f %%", step, 100 * error)
+            error = logs.error(result)
+            LOG.info("step %d: validation %s", step, self.task.said(result))
         if step % c.checkpoint_every == 0 or step == c.num_steps or error is not None:
             self._save(step, state, error)
 
@@ -259,7 +259,7 @@ class _Loop:
     def _evaluate(self, state, split):
         """The result on a split, or None when a signal came before its end."""
         variables = state.evaluation_variables()
-        return evaluate.measure(self.model, variables, self.data, split, self.mesh, self.stop)
+        return self.task.measure(self.model, variables, self.data, split, self.mesh, self.stop)
 
     def test(self, state: TrainState) -> dict[str, Any]:
         """The final line of metrics.jsonl: the last weights, every test image once.
@@ -272,7 +272,8 @@ class _Loop:
             line = self._tested(state, "train")
             self.log.metrics(self.config.num_steps, logs.TRAINING_IMAGES, line)
         result = self._tested(state, "test")
-        result["accuracy"] = 1 - result["top1_error"]
+        network = self.model, state.evaluation_variables()
+        result |= self.task.conclude(result, *network, self.data, self.folder)
         result |= self.data.corrupt.of_run(result)
         corrupt.warn_of(result)
         self.log.metrics(self.config.num_steps, "test", result, final=True)

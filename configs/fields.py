@@ -51,6 +51,7 @@ FIELDS = {
         "tfds:imagenet2012",
         "digits, mnist_5k, cifar10, cifar100, fashion_mnist, mnist, tfds:NAME or folder:PATH",
     ),
+    "task": Field("classification", "what is learned", ("classification",)),
     "data_dir": Field("", "where TFDS keeps prepared data sets ('': TFDS's default)"),
     # JAX would take the lower half of a larger seed.
     "seed": Field(0, "of initialisation, order and augmentation", Range(0, 2**32 - 1)),

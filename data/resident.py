@@ -14,7 +14,7 @@ from data.facts import Facts, Listing, split_of, training_share
 from data.feed import Batch, ConstantFeed, padded_batches
 from data.keys import Purpose, key_for
 from errors import UserError
-from run.mesh import replicate, whole_batch
+from run.mesh import positions, replicate, whole_batch
 from run.packing import checksum
 
 
@@ -109,8 +109,7 @@ class Resident:
 
     def rows(self) -> jax.Array:
         """Positions in the global batch of this device's images (inside shard_map)."""
-        local = self._config.batch_size // self._mesh.size
-        return jax.lax.axis_index(self._mesh.axis_names) * local + jnp.arange(local)
+        return positions(self._config.batch_size // self._mesh.size)
 
     def evaluation(self, split: str) -> Iterator[Batch]:
         """Host batches over a split, each image once, the last one padded."""

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-import evaluate
 import models
 from analysis import subject
 from analysis.identity import identity_block
@@ -33,7 +32,7 @@ from models.resnet import architecture
 from paper import experiment, learning_identity, plots
 from run import command, files, plotting, result
 from run.mesh import make_mesh
-from testing import opened_run
+from testing import opened_run, scores
 from testing.opened_run import OpenedRun
 from weights.torchvision import to_torch
 
@@ -117,7 +116,7 @@ def _tested(run):
     mesh = make_mesh(jax.devices()[:1])
     data = open_data(run.config, mesh)
     final, training = (
-        evaluate.measure(run.model, run.variables, data, split, mesh) for split in ("test", "train")
+        scores.measure(run.model, run.variables, data, split, mesh) for split in ("test", "train")
     )
     return {"final": final, "training": training, "curves": {"train": [], "validation": []}}
 

@@ -85,7 +85,7 @@ def _is_line(fields):
     """Whether what the readers of a log use is of its type."""
     names = fields.get("masked_records", [])
     texts = [fields.get("split", ""), *(names if isinstance(names, list) else [names])]
-    numbers = [fields.get(name, 0) for name in ("loss", "top1_error", "top5_error")]
+    numbers = [fields.get(name, 0) for name in ("loss", "error", "top1_error", "top5_error")]
     return (
         type(fields.get("step")) is int
         and isinstance(names, list)
@@ -101,6 +101,11 @@ def final_line(workdir: str | Path) -> dict[str, Any] | None:
     """The test result of a finished run, or None."""
     finals = [line for line in read_lines(Workdir(workdir).metrics) if line.get("final")]
     return finals[-1] if finals else None
+
+
+def error(line: Mapping[str, Any]) -> Any:
+    """The error of an evaluation's line: classification's has its own name. None where none is."""
+    return line.get("error", line.get("top1_error"))
 
 
 def gaps(lines: Sequence[Mapping[str, Any]], expected: Mapping[str, range]) -> list[str]:

@@ -40,6 +40,11 @@ def whole_batch(size: int, mesh: Mesh) -> int:
     return -(-size // mesh.size) * mesh.size
 
 
+def positions(count: int) -> jax.Array:
+    """Positions in the global batch of this device's `count` images (inside shard_map)."""
+    return jax.lax.axis_index(DATA_AXIS) * count + jnp.arange(count)
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Places a tree of host arrays on every device of the mesh."""
     sharding = NamedSharding(mesh, PartitionSpec())

@@ -129,7 +129,7 @@ def _number(value):
 
 
 def _last_error(lines, split):
-    values = [line.get("top1_error") for line in lines if line.get("split") == split]
+    values = [logs.error(line) for line in lines if line.get("split") == split]
     number = _number(values[-1]) if values else None
     return "" if not values else "?" if number is None else f"{100 * number:.2f} %"
 

@@ -66,7 +66,7 @@ class Progress(tqdm):
         self.update(steps)
 
     def show(self, values: Mapping[str, Any]) -> dict[str, float]:
-        """Shows the loss and error of a window of steps, with the speed since the last call.
+        """Shows the loss and, if any, error of steps, with the speed since the last call.
 
         Returns:
           `{'images_per_second', 'data_wait_fraction'}`.
@@ -80,11 +80,14 @@ class Progress(tqdm):
         left = (self.total - self._step) * seconds / max(self._steps, 1)
         self._since, self._steps, self._waited = now, 0, self._feed.wait_seconds
         rate, loss = speed["images_per_second"], values.get("loss", nan)
-        error = 100 * values.get("top1_error", nan)
-        self.set_postfix_str(f"{rate:.0f} images/s, loss {loss:.3f}, error {error:.1f} %")
+        error = [100 * values["top1_error"]] if "top1_error" in values else []
+        shown = ", ".join([f"loss {loss:.3f}", *(f"error {e:.1f} %" for e in error)])
+        self.set_postfix_str(f"{rate:.0f} images/s, {shown}")
         if self.disable:
             LOG.info(
-                "step %d/%d: loss %.4f, training error %.2f %%, %.0f images/s, %s left",
-                *(self._step, self.total, loss, error, rate, tqdm.format_interval(round(left))),
+                "step %d/%d: %s, %.0f images/s, %s left",
+                *(self._step, self.total),
+                ", ".join([f"loss {loss:.4f}", *(f"training error {e:.2f} %" for e in error)]),
+                *(rate, tqdm.format_interval(round(left))),
             )
         return speed

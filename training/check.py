@@ -5,12 +5,12 @@ import logging
 
 from ml_collections import ConfigDict
 
-import models
 from configs import base
 from configs.fields import FIELDS
 from data.facts import tested_size
 from errors import UserError
 from run import determinism
+from training import task
 
 LOG = logging.getLogger("residual")
 SMALL_IMAGE = 64  # pixels; up to here an ImageNet stem leaves the blocks too little to see
@@ -24,13 +24,13 @@ def check(config: ConfigDict, devices: int) -> None:
       devices: number of devices that share a batch.
     """
     base.check_types(config)
-    models.check(config.model)
     values = base.flatten(config)
     for name, (_, _, allowed) in FIELDS.items():
         if allowed is not None and values[name] not in allowed:
             listed = ", ".join(map(repr, allowed)) if isinstance(allowed, tuple) else allowed
             one_of = "one of " if isinstance(allowed, tuple) else ""
             raise UserError(f"{name}={values[name]!r}: expected {one_of}{listed}.")
+    task.of(config).check(config)
     determinism.check(config.deterministic)
     _check_schedule(config)
     _check_augmentation(config.augment, config.data)

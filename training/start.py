@@ -12,8 +12,8 @@ from configs.fields import FIELDS
 from data import facts as data_facts
 from data.facts import Facts
 from errors import UserError
-from run.compare import differences
 from run.workdir import Workdir, is_free
+from training import task
 from training.step import TrainState, create_state, state_from
 
 LOG = logging.getLogger("residual")
@@ -66,29 +66,6 @@ def claim(folder: Workdir, config: ConfigDict, facts: Facts) -> None:
     return None
 
 
-def check_labels(config: ConfigDict, facts: Facts) -> bool:
-    """Whether the classes of `config.init_from` are those of the data; True where it names none.
-
-    Another program may have other words for the same classes: its names count where they are the
-    data's in another order.
-
-    Raises:
-      UserError: they are not, and no new head is allowed.
-    """
-    import weights
-
-    known = weights.conventions(config.init_from)
-    names = known.label_names
-    if not names or not (known.own or sorted(names) == sorted(facts.label_names)):
-        return True
-    there, here = ({"label_names": list(n)} for n in (names, facts.label_names))
-    changes = differences(there, here, ("there", "in the data"))
-    if not config.replace_head:
-        what = "the weights are of other classes; replace_head=True trains a new head"
-        data_facts.refuse_change(f"{config.init_from}: {what}", changes, config)
-    return not changes
-
-
 def initial_state(config: ConfigDict, model: nn.Module, facts: Facts) -> TrainState:
     """The state of step 0: a function of `config.seed`, with the weights of `config.init_from`.
 
@@ -99,17 +76,7 @@ def initial_state(config: ConfigDict, model: nn.Module, facts: Facts) -> TrainSt
     if not config.init_from:
         return state
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    import weights  # readers of foreign files, which a run from scratch does without
-
-    variables, notes = weights.load_weights(
-        config.init_from, config.model, variables, replace_head=config.replace_head
-    )
-    for note in notes:
-        LOG.info(note)
-    if not check_labels(config, facts) and config.data.on_change != "accept":
-        variables["params"]["head"] = state.params["head"]
-        LOG.info("%s: its head, of other classes, is replaced by a new one.", config.init_from)
-    return state_from(config, variables)
+    return state_from(config, task.of(config).load(config, facts, variables))
 
 
 def adopted(config: ConfigDict, saved: Mapping[str, Any] | None = None) -> ConfigDict:

@@ -16,12 +16,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from data import device_transforms, mixup
 from data.feed import Batch
-from data.keys import Purpose, example_keys, key_for
-from data.normalization import Normalization, normalize
+from data.keys import Purpose, key_for
+from data.normalization import Normalization
 from run.mesh import DATA_AXIS
-from training import optim
+from training import optim, task
 
 
 @flax.struct.dataclass
@@ -29,7 +28,7 @@ class Window:
     """Sums over the steps since the last line of the log (scalars)."""
 
     loss: jax.Array  # sum over images
-    errors: jax.Array  # images whose highest logit is another class
+    errors: Any  # the task's sums over images: those with another class, or sums by name
     images: jax.Array  # valid images
     invalid: jax.Array  # masked images
     gradient_norm: jax.Array  # sum over steps
@@ -39,11 +38,11 @@ class Window:
     first_bad: jax.Array  # [step, loss, gradient norm, learning rate] of the first of them
 
     @classmethod
-    def empty(cls) -> "Window":
-        """Zeros."""
+    def empty(cls, errors: Any) -> "Window":
+        """Zeros, which `errors` are already."""
         zero, count = jnp.float32(0), jnp.int32(0)
         return cls(
-            zero, count, count, count, zero, zero, count, count, jnp.full((4,), -1, jnp.float32)
+            zero, errors, count, count, zero, zero, count, count, jnp.full((4,), -1, jnp.float32)
         )
 
     def summary(self) -> dict[str, Any]:
@@ -51,9 +50,10 @@ class Window:
         values = {"learning_rate": float(self.learning_rate)}
         if self.steps:
             images = max(int(self.images), 1)
+            sums = self.errors if isinstance(self.errors, dict) else {"top1_error": self.errors}
             values = {
                 "loss": float(self.loss) / images,
-                "top1_error": int(self.errors) / images,
+                **{name: value.item() / images for name, value in sums.items()},
                 **values,
                 "gradient_norm": float(self.gradient_norm) / int(self.steps),
             }
@@ -107,7 +107,7 @@ def abstract_state(
 
 
 def _initial(config, model, image_shape, key):
-    return state_from(config, model.init(key, jnp.zeros((1, *image_shape)), train=False))
+    return state_from(config, task.of(config).init(model, key, image_shape))
 
 
 def state_from(config: ConfigDict, variables: Any) -> TrainState:
@@ -122,7 +122,7 @@ def state_from(config: ConfigDict, variables: Any) -> TrainState:
         ema=jax.tree.map(jnp.copy, ema),  # donated buffers must not be shared
         error_average=jnp.float32(1),
         warmed_up=jnp.bool_(False),
-        window=Window.empty(),
+        window=Window.empty(task.of(config).sums(config)),
     )
 
 
@@ -142,9 +142,7 @@ def make_train_step(
 
     def step(state, batch):
         total = jax.lax.psum(batch["valid"].sum(), DATA_AXIS)
-        images, targets = _prepare(config, model, normalization, state.step, batch)
-        weights = batch["valid"] / jnp.maximum(total, 1).astype(jnp.float32)
-        parts = (images, targets, weights, batch["label"], batch["valid"])
+        parts = task.of(config).prepare(config, model, normalization, state.step, batch)
         grads, batch_stats, loss, errors = _gradients(config, model, state, parts)
         grads, loss, errors = jax.lax.psum((grads, loss, errors), DATA_AXIS)
         batch_stats = jax.lax.pmean(batch_stats, DATA_AXIS)
@@ -154,7 +152,7 @@ def make_train_step(
             rate_at(state.step),
             state.error_average,
             state.warmed_up,
-            errors / jnp.maximum(total, 1),
+            jax.tree.map(lambda n: n / jnp.maximum(total, 1), errors),
         )
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(
@@ -182,49 +180,14 @@ def make_train_step(
     return step
 
 
-def _prepare(config, model, normalization, step, batch):
-    """Augmented, normalised images and soft targets for uint8 images and labels."""
-    augment = config.augment
-    local = batch["image"].shape[0]
-    positions = jax.lax.axis_index(DATA_AXIS) * local + jnp.arange(local)
-    keys = example_keys(key_for(config.seed, Purpose.AUGMENT, step), positions)
-    images = batch["image"]
-    if augment.kind == "random_resized_crop" and config.data.resident:
-        images = device_transforms.random_resized_crop(
-            keys, images, area=augment.area, aspect=augment.aspect, flip=augment.flip
-        )
-    if augment.pca_noise:
-        images = device_transforms.pca_noise(keys, images, std=augment.pca_noise)
-    images = normalize(images, *normalization)
-    if augment.kind == "pad_crop_flip":
-        images = device_transforms.pad_crop_flip(keys, images, pad=augment.pad, flip=augment.flip)
-    if augment.erase:
-        images = mixup.random_erasing(keys, images, probability=augment.erase)
-    targets = optax.smooth_labels(
-        jax.nn.one_hot(batch["label"], model.num_classes), config.optim.label_smoothing
-    )
-    return mixup.mix(
-        keys, images, targets, batch["valid"], mixup=augment.mixup, cutmix=augment.cutmix
-    )
-
-
 def _gradients(config, model, state, parts):
     """Gradients, BN averages, loss and errors of this device, part after part of its batch."""
     dropout_key = key_for(config.seed, Purpose.DROPOUT, state.step)
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(DATA_AXIS))
 
     def loss_fn(params, batch_stats, part):
-        images, targets, weights, labels, valid = part
-        (logits, _), updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
-        loss = jnp.sum(weights * example_losses(config.optim, logits, targets))
-        errors = jnp.sum(valid & (jnp.argmax(logits, -1) != labels))
-        return loss, (updated["batch_stats"], errors)
+        variables = {"params": params, "batch_stats": batch_stats}
+        return task.of(config).loss(config, model, variables, part, dropout_key)
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -233,31 +196,18 @@ def _gradients(config, model, state, parts):
         (part_loss, (batch_stats, part_errors)), part_grads = gradient(
             state.params, batch_stats, part
         )
-        grads = jax.tree.map(jnp.add, grads, part_grads)
-        return (grads, batch_stats, loss + part_loss, errors + part_errors), None
+        old, new = (grads, loss, errors), (part_grads, part_loss, part_errors)
+        grads, loss, errors = jax.tree.map(jnp.add, old, new)
+        return (grads, batch_stats, loss, errors), None
 
     count = config.optim.accumulate_steps
     if count == 1:
         (loss, (batch_stats, errors)), grads = gradient(state.params, state.batch_stats, parts)
         return grads, batch_stats, loss, errors
     split = jax.tree.map(lambda a: a.reshape((count, -1, *a.shape[1:])), parts)
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    start = (zeros, state.batch_stats, jnp.float32(0), jnp.int32(0))
+    zeros, errors = jax.tree.map(jnp.zeros_like, (state.params, state.window.errors))
+    start = (zeros, state.batch_stats, jnp.float32(0), errors)
     return jax.lax.scan(accumulate, start, split)[0]
-
-
-def example_losses(optim: ConfigDict, logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """The loss of each image, [batch], for logits and soft targets [batch, classes].
-
-    'softmax' is the cross entropy in nats; 'bce' the mean over the classes of one binary cross
-    entropy each, for mixed images with every class above `bce_threshold` present as a whole
-    (Wightman et al. 2021).
-    """
-    if optim.loss == "softmax":
-        return optax.softmax_cross_entropy(logits, targets)
-    if optim.bce_threshold:
-        targets = (targets > optim.bce_threshold).astype(targets.dtype)
-    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(axis=-1)
 
 
 def _averaged(config, ema, new):
@@ -269,11 +219,12 @@ def _averaged(config, ema, new):
 
 def _extended(config, state, good, loss, errors, total, invalid, norm, rate):
     fresh = state.step % config.log_every == 0
-    old = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), Window.empty(), state.window)
+    empty = Window.empty(jax.tree.map(jnp.zeros_like, errors))
+    old = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), empty, state.window)
     first_bad = jnp.stack([jnp.float32(state.step + 1), loss / jnp.maximum(total, 1), norm, rate])
     return Window(
         loss=old.loss + jnp.where(good, loss, 0),
-        errors=old.errors + jnp.where(good, errors, 0),
+        errors=jax.tree.map(lambda sum, n: sum + jnp.where(good, n, 0), old.errors, errors),
         images=old.images + jnp.where(good, total, 0),
         invalid=old.invalid + invalid,
         gradient_norm=old.gradient_norm + jnp.where(good, norm, 0),

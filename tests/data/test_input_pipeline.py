@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import evaluate
 import models
 import train
 from errors import UserError
 from input_pipeline import open_data
 from run.mesh import make_mesh
 from run.workdir import Workdir
+from testing import scores
 from testing.opened_run import read_facts
 from tests.support.drawn import draw
 from training.check import check
@@ -76,7 +76,7 @@ def test_images_are_tested_at_a_size_of_their_own(tiny, tmp_path):
     assert data.facts.image_shape == (24, 24, 3)
     model = models.create(tiny.model, 1)
     variables = model.init(jax.random.key(0), jax.numpy.zeros((1, 16, 16, 3)), train=False)
-    assert evaluate.measure(model, variables, data, "test", make_mesh())["images"] == 2
+    assert scores.measure(model, variables, data, "test", make_mesh())["images"] == 2
 
 
 def test_validation_is_held_out(tiny):

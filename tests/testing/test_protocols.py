@@ -15,7 +15,7 @@ from configs import digits
 from data import transforms
 from data.feed import padded_batches
 from run.mesh import make_mesh
-from testing import opened_run, precise_bn, protocols
+from testing import opened_run, precise_bn, protocols, scores
 from tests.support.untrained import make_workdir
 
 CLASSES = 10
@@ -30,7 +30,7 @@ def network(seed, shape=(8, 8, 1), per_pixel=True):
     head["kernel"] = jax.random.normal(jax.random.key(seed + 1), head["kernel"].shape)
     generator = np.random.default_rng(seed)
     mean = generator.uniform(90, 160, shape if per_pixel else shape[-1:]).astype(np.float32)
-    return evaluate.Network(model, variables, (mean, np.full(shape[-1:], 60, np.float32)))
+    return scores.Network(model, variables, (mean, np.full(shape[-1:], 60, np.float32)))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def scored(networks, protocol, images, labels, devices=2):
     batches = padded_batches(
         {"image": images, "label": labels}, 4
     )  # 7 images: the last batch is partial
-    return evaluate.score(networks, [(protocol, batches)], mesh)
+    return scores.score(networks, [(protocol, batches)], mesh)
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def run_of_folder(root, workdir):
     config.data.update(test_split="val")
     config.eval.update(batch_size=4, resize=20, scales=(16, 20))
     run = opened_run.load(make_workdir(config, workdir))
-    return config, evaluate.Network(run.model, run.variables, run.facts.normalization)
+    return config, scores.Network(run.model, run.variables, run.facts.normalization)
 
 
 def reference_streamed(net, image, scales):

@@ -1,0 +1,80 @@
+"""What is learned is a task: what the loop, checkpoints, signals and logs leave to others.
+
+A task is a module with the functions of `Task`. A metrics line of an evaluation has `error`, the
+number that a checkpoint keeps (of classification's it is `top1_error`).
+"""
+
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data.facts import Facts
+from data.feed import Batch
+from data.normalization import Normalization
+from run.workdir import Workdir
+
+
+class Task(Protocol):
+    """The functions of a task; `model` is what its `create` returns."""
+
+    def check(self, config: ConfigDict) -> None:
+        """Raises UserError for a field that cannot work, before any data are opened."""
+
+    def create(self, config: ConfigDict, facts: Facts) -> nn.Module:
+        """The network for the data."""
+
+    def init(self, model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> Any:
+        """Random `params` and `batch_stats` (traced)."""
+
+    def load(self, config: ConfigDict, facts: Facts, variables: Any) -> Any:
+        """`variables` with the weights of `config.init_from`."""
+
+    def sums(self, config: ConfigDict) -> Any:
+        """Zeros of what `loss` counts besides: for classification errors, else sums by name."""
+
+    def prepare(
+        self,
+        config: ConfigDict,
+        model: nn.Module,
+        normalization: Normalization,
+        step: jax.Array,
+        batch: Batch,
+    ) -> Any:
+        """What `loss` takes: arrays whose first axis is this device's images (in shard_map)."""
+
+    def loss(
+        self, config: ConfigDict, model: nn.Module, variables: Any, part: Any, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        """`(loss, (batch_stats, sums))` of what `prepare` returned, or a part of it.
+
+        Added up over parts and devices, the loss is the batch's mean; `sums` are sums over images.
+        """
+
+    def measure(
+        self,
+        model: nn.Module,
+        variables: Any,
+        data: Any,
+        split: str,
+        mesh: Mesh,
+        stop: Any = None,
+    ) -> dict[str, Any] | None:
+        """The values of a line of metrics.jsonl, or None when `stop()` ended it."""
+
+    def conclude(
+        self, result: dict[str, Any], model: nn.Module, variables: Any, data: Any, folder: Workdir
+    ) -> dict[str, Any]:
+        """What the last line has besides; may leave files in the workdir (on one process)."""
+
+    def said(self, result: dict[str, Any]) -> str:
+        """A result in words."""
+
+
+def of(config: ConfigDict) -> Task:
+    """The task of a config; nothing of the others is imported."""
+    from training import classification
+
+    return {"classification": classification}[config.task]
