@@ -244,10 +244,16 @@ def factor(blocks: Mapping[str, Mapping[str, float]], kind: str) -> float | None
     Args:
       blocks: of `norms`.
       kind: of MEASURED; the signal goes forwards, gradients backwards.
+
+    Returns:
+      0 where nothing arrives: ReLUs can close every way. None where nothing sets out, as through
+      the shortcuts of a plain network.
     """
     pairs = [(blocks[name][kind], blocks[behind][kind]) for name, behind in identities(blocks)]
-    if not pairs or min(map(min, pairs)) <= 0:
+    if not pairs or not (pairs[0][0] if kind == "signal" else pairs[-1][1]):
         return None
+    if not min(map(min, pairs)):
+        return 0.0
     steps = np.log([after / before for before, after in pairs])
     return float(np.exp(steps.mean() if kind == "signal" else -steps.mean()))
 

@@ -102,6 +102,9 @@ def test_factors_go_over_blocks_with_an_identity_shortcut():
     blocks = {name: {"signal": value, "gradient": value} for name, value in values.items()}
     assert propagation.factor(blocks, "signal") == pytest.approx(2)
     assert propagation.factor(blocks, "gradient") == pytest.approx(0.5)
+    blocks["stage1/block1"] = {"signal": 0, "gradient": 0}  # the gradient does not come that far
+    assert propagation.factor(blocks, "gradient") == 0
+    assert propagation.factor(blocks, "signal") is None
 
 
 @pytest.mark.slow
