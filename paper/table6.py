@@ -28,17 +28,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         args,
         TITLE,
         result.header(args, notes, runs),
-        tables(summary, args.dataset == numbers.TABLE6_DATASET),
+        tables(summary, args.dataset == numbers.TABLE6_DATASET, args.width),
         remarks=[f"The paper's 110 layers: the best of five runs; their mean is {mean} ± {std} %."],
         summary=summary,
         runs=runs,
     )
 
 
-def tables(summary: Mapping[str, Any], same_data: bool = True) -> list[dict[str, Any]]:
+def tables(
+    summary: Mapping[str, Any], same_data: bool = True, width: int | None = None
+) -> list[dict[str, Any]]:
     """Networks with parameters (counted from the module) and errors, ours and the paper's.
 
-    A difference to the paper's error stands only where `same_data`.
+    A difference to the paper's error stands only where `same_data`. `width` is that of the networks
+    in `summary`; the paper's is 16.
     """
     rows = []
     for name in dict.fromkeys([*summary, *numbers.TABLE6]):
@@ -48,7 +51,7 @@ def tables(summary: Mapping[str, Any], same_data: bool = True) -> list[dict[str,
         rows.append(
             [
                 name,
-                parameters(network),
+                parameters(network, width if mine else None),
                 numbers.TABLE6_PARAMETERS.get(network),
                 result.ours(mine and mine["train"]),
                 result.ours(mine),
@@ -63,9 +66,10 @@ def tables(summary: Mapping[str, Any], same_data: bool = True) -> list[dict[str,
     return [result.table("", columns, rows)]
 
 
-def parameters(name: str) -> str:
+def parameters(name: str, width: int | None = None) -> str:
     """Trained parameters of a CIFAR network for 32×32 colour images, with separators."""
     config, _ = experiment.recipe("cifar10", name)
+    config.model.width = width or config.model.width
     return f"{count_parameters(models.create(config.model, 10), (32, 32, 3)):,}"
 
 

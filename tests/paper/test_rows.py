@@ -152,3 +152,7 @@ def test_counts_are_the_published_ones():
     rows = table1.tables({"resnet18": found})[0]["rows"]
     assert rows[0][-2:] == ["1.8", "+0.8 %"]
     assert table6.parameters("resnet20") == "269,722"
+    narrow, wide = table6.tables(experiment.summarise([run_of("resnet20", 8)]), width=8)[0]["rows"][
+        :2
+    ]
+    assert narrow[1] == "68,050" and wide[1] == "464,154"  # resnet32 was not run: the paper's
