@@ -81,6 +81,46 @@ TABLE6_PARAMETERS = {
 # Section 4.2 on plain-110: "over 60 %", not shown in figure 6.
 PLAIN110_AT_LEAST = 60.0
 
+# Tables 7, 10 and 11: Pascal VOC, mAP at IoU 0.5 in %, on the test sets of 2007 and 2012.
+TABLE7 = {"VGG-16": (73.2, 70.4), "resnet101": (76.4, 73.8)}
+# "Baseline+++": trained on COCO too, with table 9's box refinement, context, multi-scale testing.
+TABLE10 = {"VGG-16": 73.2, "resnet101": 76.4, "resnet101, baseline+++": 85.6}
+TABLE11 = {"VGG-16": 70.4, "resnet101": 73.8, "resnet101, baseline+++": 83.8}
+# Table 8: COCO validation, mAP in % at IoU 0.5 and averaged over 0.5 to 0.95.
+TABLE8 = {"VGG-16": (41.5, 21.2), "resnet101": (48.4, 27.2)}
+# Table 9: the same on validation, and on test-dev, each row with what stands in those before it.
+TABLE9 = {
+    "VGG-16": (41.5, 21.2, None, None),
+    "resnet101": (48.4, 27.2, None, None),
+    "+ box refinement": (49.9, 29.9, None, None),
+    "+ context": (51.1, 30.0, 53.3, 32.2),
+    "+ multi-scale testing": (53.8, 32.5, 55.7, 34.9),
+    "ensemble of 3": (None, None, 59.0, 37.4),
+}
+# Table 12: ImageNet detection, mAP in % at IoU 0.5 on val2 and the test set.
+TABLE12 = {
+    "GoogLeNet (ILSVRC'14)": (None, 43.9),
+    "resnet101": (60.5, 58.8),
+    "ensemble of 3": (63.6, 62.1),
+}
+# Table 13: ImageNet localization, error in % on validation: of the true class, and top-5 of the
+# classes that a network names.
+TABLE13 = {
+    "VGG-16, 1 crop": (33.1, None),
+    "resnet101, RPN, 1 crop": (13.3, None),
+    "resnet101, RPN, dense": (11.7, None),
+    "resnet101, RPN, dense, predicted classes": (None, 14.4),
+    "resnet101, RPN and R-CNN": (None, 10.6),
+    "ensemble": (None, 8.9),
+}
+# Table 14: the same, top-5 error in % on validation and the test set.
+TABLE14 = {
+    "OverFeat (ILSVRC'13)": (30.0, 29.9),
+    "GoogLeNet (ILSVRC'14)": (None, 26.7),
+    "VGG (ILSVRC'14)": (26.9, 25.3),
+    "ResNet (ILSVRC'15)": (8.9, 9.0),
+}
+
 # Identity Mappings, tables 1 and 2: CIFAR-10 test error, median of five runs. A failed run ("fail")
 # is one with an error above 20 %.
 FAIL = "fail"

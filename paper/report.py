@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from errors import UserError
 from paper import (
+    appendices,
     degradation,
     embedded,
     figure1,
@@ -89,6 +90,10 @@ def sections() -> list[Section]:
         "python -m paper.{} --workdirs runs/digits --protocol=center"
     )
 
+    detected = "python main.py --config=configs/detection/scenes.py --workdir=runs/scenes && " + (
+        "python -m paper.{} --workdirs runs/scenes"
+    )
+
     def on_digits(name: str, options: str = depths) -> str:
         return f"python -m paper.{name} --dataset=digits {options}"
 
@@ -113,6 +118,10 @@ def sections() -> list[Section]:
         ),
         Section(("table6",), table6.TITLE, on_digits("table6"), lambda: table6.tables({})),
         Section(("figure7",), figure7.TITLE, on_digits("figure7")),
+        *(
+            Section((one.name,), one.title, detected.format(one.name), one.tables)
+            for one in appendices.TABLES
+        ),
         Section(
             ("identity_mappings",),
             identity_mappings.TITLE,
