@@ -111,23 +111,22 @@ def main(name: str, description: str, argv: Sequence[str] | None = None) -> None
     p = result.parser(name, description)
     p.add_argument("--workdirs", nargs="*", default=[], help="folders of finished runs")
     args = p.parse_args(argv)
-    measured = [_measured(folder) for folder in args.workdirs]
+    measured = [_measured(folder, table) for folder in args.workdirs]
     args.dataset = ", ".join(sorted({one["dataset"] for one in measured})) or None
     notes = [f"{args.dataset} instead of {table.dataset}" if measured else "nothing is run"]
     head = result.header(args, notes, measured)
     result.publish(args, table.title, head, table.tables(measured), measured=measured)
 
 
-def _measured(folder):
+def _measured(folder, table):
     """A run's last test: by `main.py --mode=evaluate`, or else at its end."""
     workdir = Workdir(folder)
-    config = workdir.read_config()
-    last = workdir.evaluation
+    config, last = workdir.read_config(), workdir.evaluation
     tested = workdir.read(last) if last.exists() else logs.final_line(folder)
-    if tested is None or config.task == "classification":
+    if tested is None or not set(table.ours.values()) <= set(tested):
         raise UserError(
-            f"{folder}: expected the workdir of a detector that was trained and tested, e.g. by "
-            "python main.py --config=configs/detection/scenes.py."
+            f"{folder}: expected a run whose test has {', '.join(table.ours.values())}; train or "
+            "test one, e.g. python main.py --config=configs/detection/scenes.py."
         )
     name = f"ours: resnet{config.model.depth} on {config.dataset}, {folder}"
     return tested | {"name": name, "dataset": config.dataset, "seed": config.seed}

@@ -47,7 +47,9 @@ GRID = (
 )
 SMALL = {  # of a program, or of its package
     "paper.table1": "--depths 18 --out={tmp}",
-    **dict.fromkeys(("paper.table4", "paper.table5", "paper.report"), "--out={tmp}"),
+    **dict.fromkeys(
+        ("paper.table4", "paper.table5", "paper.table8", "paper.report"), "--out={tmp}"
+    ),
     "paper.figure7": f"{GRID} --depths 8 --images=16",
     "paper.identity_mappings": f"{GRID} --depth 8 --tables 2",
     "paper.construction": f"{GRID} --depths 8 14 --learning_rates 0.1",
