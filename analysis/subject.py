@@ -140,14 +140,14 @@ def publish(
         f"{run.config.batch_size}"
         for run in runs
     )
-    seeds = [{"seed": run.config.seed} for run in runs]
+    seeds = getattr(args, "seeds", [run.config.seed for run in runs])  # of random weights, or runs
     args.dataset = ", ".join(dict.fromkeys(run.config.dataset for run in runs))
     if figure:
         path = files.at(args.out, f"{args.name}.svg")
         plotting.save(figure, path.with_suffix(".png"), dpi=120, bbox_inches="tight")
         plotting.save(figure, path, metadata={"Date": None}, bbox_inches="tight")
         figures = [path.name, *figures]
-    head = result.header(args, list(notes), seeds)
+    head = result.header(args, list(notes), [{"seed": seed} for seed in seeds])
     result.publish(args, title, head, tables, figures=figures, **details)
 
 

@@ -40,6 +40,7 @@ def test_depths_of_a_run(workdir):
     argv = [f"--workdir={workdir}", "--images=8", "--depths", "8", "--seeds", "0", "1"]
     assert command.run(depth.main, argv) == 0
     plain, residual = outcome(workdir, "depth")["networks"]
+    assert outcome(workdir, "depth")["header"]["seeds"] == [0, 1]
     assert (plain["network"], residual["network"]) == ("plain8", "resnet8")
     assert plain["parameters"] == residual["parameters"]  # option A has none
     assert [one["seed"] for one in residual["seeds"]] == [0, 1]
