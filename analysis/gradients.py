@@ -241,10 +241,7 @@ def tables(scalar: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[dict[
 
 def grouped(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[Any]]:
     """Curves of the seeds of each network and state."""
-    found: dict[tuple[str, str], list[Any]] = {}
-    for row in rows:
-        found.setdefault((row["network"], row["state"]), []).append(row["curve"])
-    return found
+    return {key: [row["curve"] for row in seeds] for key, seeds in subject.by_state(rows).items()}
 
 
 def _plot(scalar, rows):

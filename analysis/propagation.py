@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _table(rows):
     found = []
-    for key, mine in _grouped(rows).items():
+    for key, mine in subject.by_state(rows).items():
         blocks = [row["blocks"] for row in mine]
         factors = [[factor(one, name) for one in blocks] for name in MEASURED]
         number, scale = len(identities(blocks[0])), mine[0]["scale"]
@@ -219,14 +219,6 @@ def _table(rows):
     columns = ["network", "state", "signal, per block", "gradient, per block"]
     columns += ["gradient through shortcuts alone, per block", "blocks L", "over all L", "λ^L"]
     return result.table("", [*columns, "gradient, first block over last"], found)
-
-
-def _grouped(rows):
-    """The seeds of each network and state."""
-    found = {}
-    for row in rows:
-        found.setdefault((row["network"], row["state"]), []).append(row)
-    return found
 
 
 def identities(blocks: Iterable[str]) -> list[tuple[str, str]]:
@@ -265,7 +257,7 @@ def _ends(blocks):
 
 def _plot(rows):
     figure, axes = plotting.pyplot().subplots(1, 3, figsize=(15, 5), layout="constrained")
-    grouped = _grouped(rows)
+    grouped = subject.by_state(rows)
     colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(name for name, _ in grouped))}
     longest = subject.deepest(row["blocks"] for row in rows)
     for (name, state), mine in grouped.items():

@@ -84,6 +84,14 @@ def by_network(measured: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, A
     return found
 
 
+def by_state(measured: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The seeds of each network in each state, 'initialised' or 'trained'."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in measured:
+        found.setdefault((one["network"], one["state"]), []).append(one)
+    return found
+
+
 def open_data(run: OpenedRun, split: str) -> Any:
     """The data that a network was trained on, for one device, in batches of its training's size.
 
