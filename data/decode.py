@@ -62,7 +62,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             raise DecodeError(f"damaged JPEG of {len(data):,} bytes: {error}") from error
         except ValueError:
             pass  # Pillow forgives what does no harm, and says what does.
-    with _opened(data) as image:
+    with opened(data) as image:
         check_size(image.height, image.width, max_pixels)
         ImageOps.exif_transpose(image, in_place=True)  # no copy of it, nor in `_to_rgb`
         return np.ascontiguousarray(_to_rgb(image))
@@ -78,7 +78,7 @@ def image_size(data: bytes) -> tuple[int, int]:
     if header:
         height, width, turned = header.height, header.width, header.orientation >= 5
     else:
-        with _opened(data) as image:
+        with opened(data) as image:
             height, width = image.height, image.width
             turned = image.getexif().get(jpeg.ORIENTATION_TAG, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
@@ -119,7 +119,7 @@ _PILLOW_ERRORS += (Image.DecompressionBombError, Warning)
 
 
 @contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def opened(data: bytes) -> Iterator[Image.Image]:
     """Pillow's lazy image; whatever the block raises on bad bytes becomes a DecodeError."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from google.protobuf import json_format, message
 
@@ -24,6 +24,7 @@ if typing.TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetInfo
 
 LOG = logging.getLogger("residual")
+T = TypeVar("T")
 CONTENTS_UP_TO = 2**27  # bytes of files that are read at every start, to see whether they changed
 # What the readers raise on damaged files, and on records that hold something else than an example.
 DAMAGE = (OSError, ValueError, RuntimeError, TypeError, KeyError, message.DecodeError)
@@ -114,7 +115,7 @@ class FolderSource:
     @functools.cached_property
     def _sizes(self) -> list[int]:
         if not files.is_remote(self._root):
-            return _sizes(self._files())
+            return sizes_of(self._files())
         splits = {path.partition("/")[0] for path in self._paths}
         below = {split: cast(Any, self._root / split).sizes() for split in splits}
         parts = (path.partition("/") for path in self._paths)
@@ -127,12 +128,12 @@ class FolderSource:
     def digest(self) -> str:
         """See `Source`."""
         listing = zip(self._paths, self._labels, self._sizes, strict=True)
-        return _digest(f"{path}\0{label}\0{size}" for path, label, size in listing)
+        return digest_of(f"{path}\0{label}\0{size}" for path, label, size in listing)
 
     @functools.cached_property
     def contents(self) -> str:
         """See `Source`."""
-        return "" if files.is_remote(self._root) else _contents(self._files(), self._sizes)
+        return "" if files.is_remote(self._root) else contents_of(self._files(), self._sizes)
 
     def __getitem__(self, index: int) -> Record:
         path = self._paths[index]
@@ -142,16 +143,16 @@ class FolderSource:
             raise DecodeError(f"cannot be read: {error}", path) from error
 
 
-def _sizes(paths: Sequence[str | Path]) -> list[int]:
+def sizes_of(paths: Sequence[str | Path]) -> list[int]:
     """Bytes of each file; −1 for what is not there."""
     return _of_each(paths, lambda p: (os.stat(p) if isinstance(p, str) else p.stat()).st_size)
 
 
-def _contents(paths: Sequence[str | Path], sizes: Sequence[int]) -> str:
-    """See `Source`."""
+def contents_of(paths: Sequence[str | Path], sizes: Sequence[int]) -> str:
+    """The `contents` of a `Source` of these files."""
     if sum(sizes) > CONTENTS_UP_TO:
         return ""
-    return _digest(map(str, _of_each(paths, lambda p: zlib.crc32(decode.read(Path(p))))))
+    return digest_of(map(str, _of_each(paths, lambda p: zlib.crc32(decode.read(Path(p))))))
 
 
 def _of_each(paths: Sequence[str | Path], ask: Callable[[Any], int]) -> list[int]:
@@ -170,7 +171,7 @@ def _of_each(paths: Sequence[str | Path], ask: Callable[[Any], int]) -> list[int
         return list(itertools.chain(*pool.map(answers, range(0, len(paths), 1000))))
 
 
-def _digest(lines: Iterable[str]) -> str:
+def digest_of(lines: Iterable[str]) -> str:
     """16 hexadecimal digits."""
     digest = hashlib.sha256()
     for line in lines:
@@ -178,23 +179,21 @@ def _digest(lines: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-class TfdsSource:
-    """A split of a prepared TFDS image-classification data set.
+class TfdsRecords:
+    """The examples of a split of a prepared TFDS data set.
 
-    Reads array_record, or TFRecord where only that exists, and never decodes an image. `directory`
-    is where the records lie.
+    Reads array_record, or TFRecord where only that exists, and never decodes an image.
+
+    Attributes:
+      directory: where the records lie.
+      features: of an example, as TFDS describes them.
     """
 
     def __init__(self, name: str, split: str, data_dir: str):
-        import tensorflow_datasets as tfds
-
         info = _prepared_info(name, data_dir)
         self.directory = files.at(info.data_dir)
-        self._features = info.features
-        self._image, self._label, self._name = _feature_names(name, info.features)
-        self.label_names = tuple(info.features[self._label].names)
+        self.features = info.features
         self._split = split
-        self._decoders = {self._image: tfds.decode.SkipDecoding()}
         try:
             pieces = info.splits[split].file_instructions
         except (KeyError, ValueError, AssertionError) as error:
@@ -222,13 +221,13 @@ class TfdsSource:
         if files.is_remote(self.directory):
             return ""
         paths = [path for path, _, _ in self._pieces]
-        return _contents(paths, _sizes(paths))
+        return contents_of(paths, sizes_of(paths))
 
     @functools.cached_property
     def digest(self) -> str:
         """See `Source`."""
-        sizes = _sizes([path for path, _, _ in self._pieces])
-        return _digest(
+        sizes = sizes_of([path for path, _, _ in self._pieces])
+        return digest_of(
             f"{path.name}\0{skip}\0{take}\0{size}"
             for (path, skip, take), size in zip(self._pieces, sizes, strict=True)
         )
@@ -236,19 +235,46 @@ class TfdsSource:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Record:
+    def example(
+        self, index: int, image: str, named: str | None, make: Callable[[Mapping[str, Any], str], T]
+    ) -> T:
+        """What `make` makes of an example, whose image is left encoded, and its name.
+
+        Args:
+          image, named: keys of the features that are the image and, if any, its name.
+
+        Raises:
+          DecodeError: with the name of a record that cannot be read.
+        """
+        import tensorflow_datasets as tfds
+
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         name = f"{self._split}[{index}]"
         try:
-            example = self._features.deserialize_example_np(
-                self._records[index], decoders=self._decoders
+            found = self.features.deserialize_example_np(
+                self._records[index], decoders={image: tfds.decode.SkipDecoding()}
             )
-            if self._name:
-                name = f"{name} {bytes(example[self._name]).decode(errors='replace')}"
-            return Record(bytes(example[self._image]), int(example[self._label]), name)
+            if named:
+                name = f"{name} {bytes(found[named]).decode(errors='replace')}"
+            return make(found, name)
         except DAMAGE as error:
             raise DecodeError(f"cannot be read: {error}", name) from error
+
+
+class TfdsSource(TfdsRecords):
+    """A split of a prepared TFDS image-classification data set."""
+
+    def __init__(self, name: str, split: str, data_dir: str):
+        super().__init__(name, split, data_dir)
+        self._image, self._label, self._name = _feature_names(name, self.features)
+        self.label_names = tuple(self.features[self._label].names)
+
+    def __getitem__(self, index: int) -> Record:
+        def record(found, name):
+            return Record(bytes(found[self._image]), int(found[self._label]), name)
+
+        return self.example(index, self._image, self._name, record)
 
 
 @contextlib.contextmanager
@@ -269,11 +295,15 @@ def builder_errors(name: str, directory: Path) -> Iterator[None]:
 
 def _prepared_info(name: str, data_dir: str) -> "DatasetInfo":
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
 
     directory = index_cache.data_directory(data_dir)
     directory.exists()  # names the package or the bucket that is missing, which TFDS does not
     with builder_errors(name, directory):
-        builder = tfds.builder(name, data_dir=os.fspath(directory))
+        try:
+            builder = tfds.builder(name, data_dir=os.fspath(directory))
+        except ImportError:  # the code of some sets needs TensorFlow, their files do not
+            builder = read_only_builder.builder_from_files(name, data_dir=os.fspath(directory))
     info = builder.info
     formats = {str(getattr(f, "value", f)): f for f in info.available_file_formats() if f}
     if not info.splits:

@@ -10,7 +10,7 @@ by starting at its step.
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import grain
@@ -21,11 +21,12 @@ from data.sources import Source
 from errors import UserError
 
 # Far more images than any run trains on.
-_ENDLESS = 2**50
+ENDLESS = 2**50
 
 Transform = Callable[[bytes, np.random.Generator], np.ndarray]
 EvalTransform = Callable[[bytes], np.ndarray]
-Example = tuple[int, EvalTransform]
+# What stands at a position: the number of a record, and what makes of it the arrays of a row.
+Example = tuple[int, Callable[[Any], Mapping[str, np.typing.ArrayLike]]]
 
 
 class HostBatch(NamedTuple):
@@ -123,6 +124,7 @@ def train_stream(
     seed: int,
     batch_size: int,
     start_step: int = 0,
+    image_shape: tuple[int, ...],
     repeats: int = 1,
     **options: Any,
 ) -> Iterator[HostBatch]:
@@ -134,10 +136,11 @@ def train_stream(
       seed: of order and augmentation.
       batch_size: global; a multiple of `repeats` and of the processes.
       start_step: the first batch; resuming is starting here.
+      image_shape: of an image.
       repeats: copies of an image in a batch, each with a position, hence a crop, of its own
         (Hoffer et al. 2020). They lie batch_size / repeats rows apart, so that copies are no
         partners in mixup and, on that many devices, never share one.
-      options: see `_batches`.
+      options: see `batches`.
     Raises:
       UserError: the split is empty; at `next`: a corrupt record.
     """
@@ -148,19 +151,37 @@ def train_stream(
     def example(position: int) -> Example:
         step, row = divmod(position, batch_size)
         record = order(step * images + row % images)
-        return record, lambda data: transform(data, keys.host_generator(seed, position))
+        return record, _classified(lambda x: transform(x, keys.host_generator(seed, position)))
 
-    return _batches(source, example, _ENDLESS, start_step, batch_size=batch_size, **options)
+    blank = _blank(image_shape)
+    return batches(source, example, ENDLESS, start_step, blank, batch_size=batch_size, **options)
 
 
-def eval_stream(source: Source, transform: EvalTransform, **options: Any) -> Iterator[HostBatch]:
+def eval_stream(
+    source: Source, transform: EvalTransform, *, image_shape: tuple[int, ...], **options: Any
+) -> Iterator[HostBatch]:
     """This process's rows of every record once, in order.
 
     Every process gets `eval_batches(len(source), batch_size)` batches of the same shape; rows
     beyond the last record are zeros with valid = False. Arguments and errors as in
     `train_stream`; `image_shape` may be that of several crops.
     """
-    return _batches(source, lambda position: (position, transform), len(source), 0, **options)
+    row = _classified(transform)
+    blank = _blank(image_shape)
+    return batches(source, lambda position: (position, row), len(source), 0, blank, **options)
+
+
+def _classified(transform):
+    """What makes the arrays of a row of a `Record`."""
+    return lambda record: {"image": transform(record.image), "label": record.label}
+
+
+def _blank(image_shape):
+    """What makes empty rows of images and labels."""
+    return lambda step, rows: {
+        "image": np.zeros((rows, *image_shape), np.uint8),
+        "label": np.zeros(rows, np.int32),
+    }
 
 
 def eval_batches(length: int, batch_size: int) -> int:
@@ -168,13 +189,13 @@ def eval_batches(length: int, batch_size: int) -> int:
     return -(-length // batch_size)
 
 
-def _batches(
-    source: Source,
-    example: Callable[[int], Example],
+def batches(
+    source: Any,
+    example: Callable[[int], Example | None],
     length: int,
     start_step: int,
+    blank: Callable[[int, int], dict[str, np.ndarray]],
     *,
-    image_shape: tuple[int, ...],
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -185,9 +206,11 @@ def _batches(
     """Batches in order from `start_step` on, computed on threads ahead of use.
 
     Args:
-      example: what stands at a position: record index, and what makes an image of its bytes.
+      source: of records with a `name`.
+      example: what stands at a position; None: nothing, so that the row is padding.
       length: number of positions; rows beyond are padding.
-      image_shape: of an image.
+      blank: (step, rows) → the arrays of that many rows of padding, without `valid`. What a row is
+        given is laid into their upper left corner.
       batch_size: global; a multiple of process_count.
       num_threads: 0 for as many as this process may use cores.
       prefetch: batches kept ready.
@@ -196,20 +219,19 @@ def _batches(
     rows = batch_size // process_count
 
     def batch(step: int) -> HostBatch:
-        arrays: dict[str, np.ndarray] = {
-            "image": np.zeros((rows, *image_shape), np.uint8),
-            "label": np.zeros(rows, np.int32),
-            "valid": np.zeros(rows, bool),
-        }
+        arrays = blank(step, rows) | {"valid": np.zeros(rows, bool)}
         corrupt = []
         first = step * batch_size + process_index * rows
         for row, position in enumerate(range(first, min(first + rows, length))):
-            index, transform = example(position)
+            found = example(position)
+            if found is None:
+                continue
+            index, transform = found
             name = ""
             try:
                 record = source[index]
                 name = record.name
-                arrays["image"][row] = transform(record.image)
+                parts = transform(record)
             except decode.DecodeError as error:
                 name = name or error.record
                 if on_corrupt == "error":
@@ -219,11 +241,13 @@ def _batches(
                     ) from error
                 corrupt.append(name)
                 continue
-            arrays["label"][row] = record.label
+            for key, part in parts.items():
+                place: Any = (row, *map(slice, np.shape(part)))
+                arrays[key][place] = part
             arrays["valid"][row] = True
         return HostBatch(step, arrays, tuple(corrupt))
 
     threads = num_threads or len(os.sched_getaffinity(0))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, prefetch, threads))
-    batches = grain.MapDataset.range(eval_batches(length, batch_size)).map(batch)[start_step:]
-    return iter(batches.to_iter_dataset(options))
+    whole = grain.MapDataset.range(eval_batches(length, batch_size)).map(batch)[start_step:]
+    return iter(whole.to_iter_dataset(options))

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -46,14 +46,19 @@ class Streamed:
             num_train=len(train),
         )
 
+    def open(self, name: str) -> sources.Source:
+        """The records of a split of the data set."""
+        c = self._config
+        dataset = c.dataset if ":" in c.dataset else f"tfds:{c.dataset}"
+        return sources.open_source(dataset, name, c.data_dir)
+
     def source(self, split: str) -> sources.Source:
         """Records of 'train', 'validation' or 'test': `len` and `[i]` → encoded image and label."""
         if split not in self._sources:
             c = self._config
             name, is_cut = split_of(c, split)
-            dataset = c.dataset if ":" in c.dataset else f"tfds:{c.dataset}"
             if name not in self._whole:
-                self._whole[name] = sources.open_source(dataset, name, c.data_dir)
+                self._whole[name] = self.open(name)
             source = self._whole[name]
             if is_cut and (c.data.validation_size or split == "validation"):
                 number = len(source)
@@ -79,9 +84,10 @@ class Streamed:
     def feed(self, start_step: int) -> Feed:
         """Batches from `start_step` on, two transfers ahead."""
         self._start_step = start_step
-        return Feed(self.corrupt.watch("train", self._train_batches(start_step)), self._mesh)
+        return Feed(self.corrupt.watch("train", self.train_batches(start_step)), self._mesh)
 
-    def _train_batches(self, start_step: int) -> Iterator[stream.HostBatch]:
+    def train_batches(self, start_step: int) -> Iterator[stream.HostBatch]:
+        """This process's rows of the training batches from `start_step` on."""
         c = self._config
         used = ("kind", "flip", "area", "aspect", "resize_min", "resize_max", "policy", "magnitude")
         size = c.data.image_size
@@ -96,7 +102,8 @@ class Streamed:
             seed=c.seed,
             start_step=start_step,
             repeats=c.augment.repeats,
-            **self._host_options(c.batch_size, (size, size, 3)),
+            image_shape=(size, size, 3),
+            **self.host_options(c.batch_size),
         )
 
     def initial_order(self) -> tuple:
@@ -138,7 +145,8 @@ class Streamed:
         batches = stream.eval_stream(
             source if indices is None else _Subset(source, indices),
             transform,
-            **self._host_options(whole_batch(size, self._mesh), shape),
+            image_shape=tuple(shape),
+            **self.host_options(whole_batch(size, self._mesh)),
         )
         return self.corrupt.watch(split, batches)
 
@@ -149,13 +157,13 @@ class Streamed:
         """
         # A run that continues inside this range has not met the batches before its start.
         number = max(0, min(last, self._start_step) - first)
-        missed = itertools.islice(self._train_batches(first), number)
+        missed = itertools.islice(self.train_batches(first), number)
         return self.corrupt.of_steps(first, last, missed)
 
-    def _host_options(self, batch_size: int, shape: Sequence[int]) -> dict[str, Any]:
+    def host_options(self, batch_size: int) -> dict[str, Any]:
+        """What `stream.batches` needs to know of this process and the config."""
         d = self._config.data
         return {
-            "image_shape": tuple(shape),
             "batch_size": batch_size,
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),
@@ -173,8 +181,8 @@ class Streamed:
         batches = stream.eval_stream(
             sample,
             stream.eval_transform(resize=size, image_size=size, max_pixels=d.max_pixels),
-            **self._host_options(len(sample), (size, size, 3))
-            | {"process_index": 0, "process_count": 1},
+            image_shape=(size, size, 3),
+            **self.host_options(len(sample)) | {"process_index": 0, "process_count": 1},
         )
         batch = next(iter(batches))
         check_share(batch.corrupt, len(sample), d.max_corrupt_fraction)
@@ -197,6 +205,11 @@ class _Subset:
     def contents(self) -> str:
         """That of all records."""
         return self._source.contents
+
+    @property
+    def shapes(self) -> np.ndarray:
+        """Those of annotated images (`detection.annotated`)."""
+        return cast(Any, self._source).shapes[self._indices]
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -95,6 +95,7 @@ def _substitute(members: _Members, max_pixels: int) -> types.SimpleNamespace:
     return types.SimpleNamespace(
         __version__="2.0.0",
         executing_eagerly=lambda: True,
+        int64=np.int64,
         compat=types.SimpleNamespace(as_text=os.fsdecode),
         io=types.SimpleNamespace(
             gfile=types.SimpleNamespace(

@@ -141,7 +141,8 @@ def decode_crop(
 
 
 @functools.cache
-def _opencv() -> ModuleType:
+def opencv() -> ModuleType:
+    """OpenCV without threads of its own."""
     import cv2  # only what cuts photographs needs it
 
     cv2.setNumThreads(0)  # The pipeline's own threads are the parallelism.
@@ -150,7 +151,7 @@ def _opencv() -> ModuleType:
 
 def _resized_box(image: np.ndarray, box: Box, size: int, flip: bool) -> np.ndarray:
     """One resize of a box of an image [height, width, 3] to uint8 [size, size, 3]."""
-    cv2, antialias = _opencv(), max(box.height, box.width) / size > ANTIALIAS_FROM
+    cv2, antialias = opencv(), max(box.height, box.width) / size > ANTIALIAS_FROM
     if all(float(value).is_integer() for value in box):
         top, left, height, width = map(int, box)
         method = cv2.INTER_AREA if antialias else cv2.INTER_LINEAR

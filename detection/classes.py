@@ -1,5 +1,7 @@
 """The classes of the sets that torchvision's detectors and segmenters were trained on."""
 
+from collections.abc import Sequence
+
 BACKGROUND = "background"
 
 # COCO's categories by their ids, 1 to 90, of which the set uses 80.
@@ -31,3 +33,16 @@ def names(count: int) -> tuple[tuple[str, ...], str]:
     known = {len(COCO): (COCO, "COCO's"), len(VOC): (VOC, "Pascal VOC's")}
     numbers = (BACKGROUND, *(f"class {i}" for i in range(1, count)))
     return known.get(count, (numbers, "by number"))
+
+
+def labels_of(given: Sequence[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The labels of a data set's categories, and the names of all labels, the background first.
+
+    Those of COCO and Pascal VOC are the labels of torchvision's networks, so that COCO's are its
+    ids from 1 to 90; others are numbered from 1 on.
+    """
+    for known in (COCO, VOC):
+        used = [i for i, name in enumerate(known) if i and name != "-"]
+        if [known[i] for i in used] == list(given):
+            return tuple(used), known
+    return tuple(range(1, len(given) + 1)), (BACKGROUND, *given)

@@ -4,20 +4,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from detection.resident import ResidentScenes
-from errors import UserError
+from detection.streamed import StreamedObjects
 
 
-def open_data(config: ConfigDict, mesh: Mesh) -> ResidentScenes:
+def open_data(config: ConfigDict, mesh: Mesh) -> ResidentScenes | StreamedObjects:
     """The data of a config whose task is detection or segmentation.
 
     Args:
-      config: complete and checked; `dataset` is `scenes` or `scenes:SET`.
+      config: complete and checked; `dataset` is `scenes`, `scenes:SET`, `coco:FOLDER`,
+        `voc:FOLDER`, or `tfds:NAME` of a set with objects.
       mesh: the devices that share a batch.
 
     Raises:
-      UserError: the data set is unknown, not prepared, or has fewer images than a batch.
+      UserError: the data set is unknown, not prepared, damaged, or has fewer images than a batch.
     """
     kind, _, _ = config.dataset.partition(":")
-    if kind == "scenes":
-        return ResidentScenes(config, mesh)
-    raise UserError(f"dataset={config.dataset!r}: expected scenes or scenes:SET to detect objects.")
+    return (ResidentScenes if kind == "scenes" else StreamedObjects)(config, mesh)

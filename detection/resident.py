@@ -20,7 +20,8 @@ class ResidentScenes(Resident):
 
     A batch has `image`, `valid` and `index`, the place of the image in its split; `size` and
     `original`, int32 `[batch, 2]`, height and width; `boxes`, `labels` and, where they are trained,
-    `masks`, laid as in `detection.scenes`, with room for `detection.max_objects`.
+    `masks`, laid as in `detection.scenes`, with room for `detection.max_objects`. For segmentation
+    there are `classes`, uint8 `[batch, 128, 128]`, instead of the objects.
     """
 
     def load(self, name: str) -> tuple[Batch, tuple[str, ...]]:
@@ -37,7 +38,9 @@ class ResidentScenes(Resident):
             )
         size = np.full((len(arrays[0]), 2), scenes.SIDE, np.int32)
         named = dict(zip(("image", "boxes", "labels", "masks"), arrays, strict=True))
-        if not c.detection.masks:
+        if c.task == "segmentation":
+            named = {"image": arrays[0], "classes": scenes.classes(*arrays[2:])}
+        elif not c.detection.masks:
             del named["masks"]
         return named | {"size": size, "original": size}, whole["train"].label_names
 
@@ -74,18 +77,17 @@ def mirrored(batch: Batch) -> Batch:
     """A batch of images that fill their canvas, left and right exchanged.
 
     Args:
-      batch: with `image`, `boxes`, `labels` and, perhaps, `masks`.
+      batch: with `image`, and `boxes`, `labels`, `masks` and `classes` as far as there are any.
     """
-    left, top, right, bottom = jnp.moveaxis(batch["boxes"], -1, 0)
-    width = batch["image"].shape[2]
-    boxes = jnp.stack([width - right, top, width - left, bottom], -1)
-    batch = batch | {
-        "image": batch["image"][:, :, ::-1],
-        "boxes": jnp.where(batch["labels"][..., None] > 0, boxes, 0),
-    }
+    new: Batch = {name: batch[name][:, :, ::-1] for name in ("image", "classes") if name in batch}
+    if "boxes" in batch:
+        left, top, right, bottom = jnp.moveaxis(batch["boxes"], -1, 0)
+        width = batch["image"].shape[2]
+        boxes = jnp.stack([width - right, top, width - left, bottom], -1)
+        new["boxes"] = jnp.where(batch["labels"][..., None] > 0, boxes, 0)
     if "masks" in batch:
         bits = batch["masks"][..., ::-1]
         for shift, low in ((4, 0x0F), (2, 0x33), (1, 0x55)):  # turns each byte round
             bits = ((bits & low) << shift) | ((bits >> shift) & low)
-        batch["masks"] = bits
-    return batch
+        new["masks"] = bits
+    return batch | new

@@ -73,12 +73,13 @@ def annotated(arrays: Mapping[str, np.ndarray]) -> list[Annotated]:
     """Scenes one by one, with bool masks where there are masks.
 
     Args:
-      arrays: `image`, `boxes`, `labels` and, perhaps, `masks`, laid as in `Scenes`.
+      arrays: `image` and, as far as there are any, `boxes`, `labels`, `masks`, laid as in `Scenes`,
+        and `classes` of pixels.
     """
     found = []
-    for i, (image, boxes, labels) in enumerate(
-        zip(arrays["image"], arrays["boxes"], arrays["labels"], strict=True)
-    ):
+    nothing = (np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+    for i, image in enumerate(arrays["image"]):
+        boxes, labels = (arrays["boxes"][i], arrays["labels"][i]) if "boxes" in arrays else nothing
         real, masks = labels > 0, None
         boxes = boxes[real]
         area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
@@ -86,7 +87,8 @@ def annotated(arrays: Mapping[str, np.ndarray]) -> list[Annotated]:
             masks = np.unpackbits(arrays["masks"][i][real], axis=-1).astype(bool)
             area = masks.sum((1, 2), dtype=np.float32)
         about = (image.shape[:2], boxes, labels[real], masks, np.zeros(len(boxes), bool), area)
-        found.append(Annotated(image, *about, f"scene {i}"))
+        classes = arrays["classes"][i] if "classes" in arrays else None
+        found.append(Annotated(image, *about, f"scene {i}", classes))
     return found
 
 
@@ -142,6 +144,13 @@ def _enlarged(grid, side):
     grid = grid[first] * (2 * side - share)[:, None] + grid[second] * share[:, None]
     grid = grid[:, first] * (2 * side - share) + grid[:, second] * share
     return grid // (4 * side * side)
+
+
+def classes(labels: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """The class of each pixel, uint8 `[number, 128, 128]`, of labels and masks as in `Scenes`."""
+    return (np.unpackbits(masks, axis=-1) * labels.astype(np.uint8)[..., None, None]).sum(
+        1, dtype=np.uint8
+    )
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
