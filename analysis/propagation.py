@@ -183,14 +183,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses the options, measures and writes `propagation.json`, `.md`, `.svg` and `.png`."""
     args = subject.parser("propagation", __doc__, images=128).parse_args(argv)
     runs = subject.open_workdirs(args)
-    measured: dict[Network, Any] = {}
+    rows: list[dict[str, Any]] = []
+    initial: set[Network] = set()  # runs that differ in scales have the same initialisations
     for run in runs:
         images, _ = subject.load_images(run, args.split, args.images)
         of_run = networks(run, normalize(jnp.asarray(images), *run.facts.normalization))
         for network, norms_of in tqdm(of_run, desc=run.workdir, unit="network", disable=None):
-            if network not in measured:  # runs that differ in scales have the same initialisations
-                measured[network] = norms_of()
-    rows = [network._asdict() | {"blocks": blocks} for network, blocks in measured.items()]
+            if network not in initial:
+                rows.append(network._asdict() | {"blocks": norms_of()})
+            if network.state == "initialised":
+                initial.add(network)
     subject.publish(
         args,
         runs,

@@ -132,11 +132,13 @@ def test_gradients_of_a_run(workdir, tmp_path):
 
 @pytest.mark.slow
 def test_propagation_and_sensitivity_of_a_run(workdir):
-    assert command.run(propagation.main, [f"--workdir={workdir}", "--images=8"]) == 0
-    found = outcome(workdir, "propagation")["networks"]
+    argv = ["--workdir", str(workdir), str(workdir), "--images=8"]
+    assert command.run(propagation.main, argv) == 0
+    made = json.loads((workdir / "analysis/propagation.json").read_text())
+    found, [table] = made["networks"], made["tables"]
+    assert [row["network"] for row in found if row["state"] == "trained"] == ["resnet8"] * 2
     names = [row["network"] for row in found if row["state"] == "initialised"]
     assert "resnet8, pre-activated, shortcut × 0.5, branch × 0.5" in names and len(names) == 6
-    [table] = outcome(workdir, "propagation")["tables"]
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
     product = rows[names.index("resnet8, pre-activated, shortcut × 0.5") + 1]
     assert (product["blocks L"], product["over all L"], product["λ^L"]) == (1, "0.5", "0.5")
