@@ -56,6 +56,7 @@ def align(
     return _by_chunks(pooled, *weights).astype(features.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5, 6))
 def align_pyramid(
     features: Sequence[jax.Array],
     boxes: jax.Array,
@@ -68,12 +69,13 @@ def align_pyramid(
     """RoIAlign of each box on the level of its size: torchvision's `MultiScaleRoIAlign`.
 
     The levels lie in one table, of which each sample reads the four rows around it; with products,
-    every box would cost as much as on all levels. The derivative adds to these rows.
+    every box would cost as much as on all levels. The derivative, which would have to add to these
+    rows one after the other, is products all the same.
 
     Args:
       features: `[height, width, channels]` of each level, the largest map first.
       boxes, size, aligned: as `align`.
-      scales: of the levels: powers of 2, each half of the one before.
+      scales: of the levels, a tuple: powers of 2, each half of the one before.
       sampling: as `align`, but at least 1.
       canonical_size: as `levels`.
 
@@ -85,8 +87,7 @@ def align_pyramid(
     """
     if sampling < 1:
         raise UserError(f"sampling={sampling}: a pyramid's bins have at least 1 sample; set 2.")
-    lowest = round(-math.log2(scales[0]))
-    level = levels(boxes, lowest, lowest + len(scales) - 1, canonical_size)
+    level = _own_level(boxes, scales, canonical_size)
     heights, widths = (jnp.array([f.shape[k] for f in features]) for k in (0, 1))
     starts = jnp.cumsum(heights * widths) - heights * widths
     table = jnp.concatenate([f.reshape(-1, f.shape[-1]) for f in features])
@@ -106,6 +107,43 @@ def align_pyramid(
 
     of_boxes = rows, columns, starts[level], widths[level]
     return _by_chunks(pooled, *of_boxes).astype(table.dtype)
+
+
+def _kept(features, boxes, *settings):
+    return align_pyramid(features, boxes, *settings), (features, boxes)
+
+
+def _to_levels(size, scales, sampling, aligned, canonical_size, kept, gradient):
+    """What the gradient of the regions is of each level, and nothing of the boxes."""
+    features, boxes = kept
+    level = _own_level(boxes, scales, canonical_size)
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+    def add(total, chunk):
+        rows, columns, gradient = chunk
+        return total + product("nph,npwc->hwc", rows, product("nqw,npqc->npwc", columns, gradient))
+
+    found = []
+    for i, (like, scale) in enumerate(zip(features, scales, strict=True)):
+        axes = _axes(boxes, size, scale, sampling, aligned)
+        rows, columns = (
+            _dense(_corners(axis, length, sampling), length)
+            for axis, length in zip(axes, like.shape[:2], strict=True)
+        )
+        rows = jnp.where((level == i)[:, None, None], rows, 0)
+        chunks = _chunked((rows, columns, gradient.astype(jnp.float32)))
+        nothing = jnp.zeros(like.shape, jnp.float32)
+        total = jax.lax.scan(lambda total, chunk: (add(total, chunk), None), nothing, chunks)[0]
+        found.append(total.astype(like.dtype))
+    return type(features)(found), jnp.zeros_like(boxes)
+
+
+align_pyramid.defvjp(_kept, _to_levels)
+
+
+def _own_level(boxes, scales, canonical_size):
+    lowest = round(-math.log2(scales[0]))
+    return levels(boxes, lowest, lowest + len(scales) - 1, canonical_size)
 
 
 def levels(
@@ -225,11 +263,13 @@ def _weights(axis: _Axis, length: int) -> jax.Array:
     return total / jnp.maximum(axis.samples, 1)[..., None]
 
 
-def _corners(axis: _Axis, lengths: jax.Array, sampling: int) -> Iterator[tuple]:
+def _corners(
+    axis: _Axis, lengths: jax.Array | int, sampling: int
+) -> Iterator[tuple[jax.Array, jax.Array]]:
     """The positions on both sides of each sample and their weights, `[n, bins]` each.
 
     Args:
-      lengths: `[n, 1]` of the map of each box.
+      lengths: of the map of all boxes, or `[n, 1]` of each.
     """
     for i in range(sampling):
         at = axis.sample(i)
@@ -239,6 +279,12 @@ def _corners(axis: _Axis, lengths: jax.Array, sampling: int) -> Iterator[tuple]:
         share = at - below
         yield below, (1 - share) * counts
         yield jnp.minimum(below + 1, lengths - 1), share * counts
+
+
+def _dense(corners, length):
+    """The weights of `_corners` at all positions of a map: `[n, bins, length]`."""
+    positions = jnp.arange(length)[None, None]
+    return sum(jnp.where(at[..., None] == positions, w[..., None], 0) for at, w in corners)
 
 
 def _bins(start, end, bins, length):
@@ -270,10 +316,18 @@ def _by_chunks(one: Callable[..., jax.Array], *of_boxes: Any) -> jax.Array:
     n = len(jax.tree.leaves(of_boxes)[0])
     if n <= CHUNK:
         return each(*of_boxes)
+    results = jax.lax.map(lambda chunk: each(*chunk), _chunked(of_boxes))
+    return results.reshape(-1, *results.shape[2:])[:n]
+
+
+def _chunked(of_boxes):
+    """Arrays `[n, …]` as `[chunks, boxes, …]`, filled up with zeros."""
+    n = len(jax.tree.leaves(of_boxes)[0])
+    chunks = max(1, -(-n // CHUNK))
+    boxes = -(-n // chunks)
 
     def chunked(x):
-        x = jnp.pad(x, [(0, -n % CHUNK)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(-1, CHUNK, *x.shape[1:])
+        x = jnp.pad(x, [(0, chunks * boxes - n)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(chunks, boxes, *x.shape[1:])
 
-    results = jax.lax.map(lambda chunk: each(*chunk), jax.tree.map(chunked, of_boxes))
-    return results.reshape(-1, *results.shape[2:])[:n]
+    return jax.tree.map(chunked, of_boxes)
