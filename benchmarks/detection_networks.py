@@ -179,7 +179,7 @@ def _cells(ours, theirs):
     return cells
 
 
-def _of_others(report: Path, names: Sequence[str]) -> list[Sequence[Any]]:
+def of_others(report: Path, names: Sequence[str]) -> list[Sequence[Any]]:
     """The rows of a report that are not of these networks."""
     lines = report.read_text().splitlines() if report.exists() else []
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None) -> None:
                 print(*row, flush=True)
                 rows.append(row)
     title = "Detectors and segmenters against torchvision"
-    lines = [made, "", *reports.table(HEAD, _of_others(flags.report, flags.networks) + rows)]
+    lines = [made, "", *reports.table(HEAD, of_others(flags.report, flags.networks) + rows)]
     reports.write(flags.report, title, flags.command, lines)
 
 

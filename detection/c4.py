@@ -28,6 +28,7 @@ class C4(FasterRCNN):
     Attributes:
       sizes: of the anchors at each position, the largest of 32, 64, … 512 pixels. Ren et al. have
         three, and four for COCO.
+      regions: learned from (Girshick 2015, section 2.3: 128 in a step).
     """
 
     limits: Limits = Limits(before=6000, after=300)
@@ -50,7 +51,7 @@ class C4(FasterRCNN):
         # After a ReLU the zeros beyond an image are no maximum, as if the map ended there.
         return [jnp.where(own.inside(shared), shared, 0)], levels
 
-    def _of_regions(self, maps, regions):
+    def _of_regions(self, maps, regions, train=False):
         pool = functools.partial(roi.max_pool, size=POOLED, scale=SCALE)
         return self.box_head(over_regions(self._conv5, jax.vmap(pool)(*maps, regions)))
 

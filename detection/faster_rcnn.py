@@ -4,6 +4,7 @@ The arithmetic of testing is torchvision's, so that its weights give its boxes. 
 with zeros to a multiple of 32 pixels, an array here may be larger still (`models.padded`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,14 @@ from jax import Array
 
 from detection import boxes, nms, roi
 from detection.heads import BoxHead, MaskHead
-from detection.losses import Loss, anchor_losses, annotated, region_losses, sampled_regions
+from detection.losses import (
+    Loss,
+    anchor_losses,
+    annotated,
+    mask_losses,
+    region_losses,
+    sampled_regions,
+)
 from detection.pyramid import FeaturePyramid
 from detection.rpn import FPN, Level, Limits, RPNHead, located, proposals
 from detection.sampling import ANCHORS, REGIONS, Sampling
@@ -108,7 +116,8 @@ class FasterRCNN(nn.Module):
         if not self.mask_convs:
             return detections
         pooled = self._pooled(maps, detections.boxes, MASK_SIDE)
-        return detections._replace(masks=over_regions(self.mask_head, pooled, detections.labels))
+        logits = over_regions(self.mask_head, pooled, detections.labels)
+        return detections._replace(masks=jax.nn.sigmoid(logits))
 
     def losses(
         self,
@@ -139,23 +148,35 @@ class FasterRCNN(nn.Module):
         found = anchor_losses(of_anchors, levels, objects, sizes, self.anchors)
         regions, any_region = proposals(jax.lax.stop_gradient(levels), sizes, self.training_limits)
         taken = sampled_regions(of_regions, regions, any_region, objects, self.regions)
-        logits, deltas = self._of_regions(maps, taken.boxes)
-        return found | region_losses(logits, deltas, taken, objects, BOX_WEIGHTS)
+        logits, deltas = self._of_regions(maps, taken.boxes, train=True)
+        found |= region_losses(logits, deltas, taken, objects, BOX_WEIGHTS)
+        if not self.mask_convs:
+            return found
+        taken = jax.tree.map(lambda x: x[:, : self.regions.most_objects], taken)
+        pooled = self._pooled(maps, taken.boxes, MASK_SIDE)
+        head = functools.partial(self.mask_head, train=self._learns_statistics(True))
+        return found | mask_losses(over_regions(head, pooled, taken.labels), taken, masks)
+
+    def _learns_statistics(self, train):
+        """Whether BN after the backbone has statistics of the batch: as the backbone has."""
+        return train and not self.backbone.frozen_bn
 
     def _shared(self, images, padded, train) -> tuple[list[Array], list[Level]]:
         """What is computed once for an image: maps for its regions, and the anchors' scores."""
         own = OwnSizes(self.backbone, images.shape[1:3], padded)
         with own.respected():
             _, endpoints = self.backbone(images, train=train)
-            levels = self.fpn([endpoints[f"stage{i}"] for i in (1, 2, 3, 4)])
+            stages = [endpoints[f"stage{i}"] for i in (1, 2, 3, 4)]
+            levels = self.fpn(stages, self._learns_statistics(train))
             found = self.rpn(levels)
         # Regions end at the padded image's border, and so do torchvision's maps.
         maps = [own.continued(x) for x in levels[:4]]
         return maps, located(found, own, padded, self.anchor_sizes)
 
-    def _of_regions(self, maps, regions):
+    def _of_regions(self, maps, regions, train=False):
         """Logits and deltas of every class of the images' regions."""
-        return over_regions(self.box_head, self._pooled(maps, regions, BOX_SIDE))
+        head = functools.partial(self.box_head, train=self._learns_statistics(train))
+        return over_regions(head, self._pooled(maps, regions, BOX_SIDE))
 
     def _pooled(self, maps, regions, side):
         """RoIAlign of each image's own regions: `[batch, n, side, side, c]`."""

@@ -1,7 +1,6 @@
 """What is computed of each region: its class and box, and the mask of what is in it."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -24,11 +23,14 @@ class BoxHead(nn.Module):
     convs: int = 0
 
     @nn.compact
-    def __call__(self, pooled: Array) -> tuple[Array, Array]:
-        """Regions `[n, 7, 7, c]` to logits `[n, classes]` and deltas `[n, classes, 4]`."""
+    def __call__(self, pooled: Array, train: bool = False) -> tuple[Array, Array]:
+        """Regions `[n, 7, 7, c]` to logits `[n, classes]` and deltas `[n, classes, 4]`.
+
+        `train` is of the BN: `Layer`'s.
+        """
         x = pooled
         for i in range(self.convs):
-            x = Layer(x.shape[-1], 3, name=f"layer{i + 1}")(x)
+            x = Layer(x.shape[-1], 3, name=f"layer{i + 1}")(x, train)
         x = x.reshape(len(x), -1)
         for name in ("hidden",) if self.convs else ("hidden1", "hidden2"):
             x = relu_of_norm(nn.Dense(self.hidden, name=name)(x))
@@ -68,15 +70,17 @@ class MaskHead(nn.Module):
     norm: bool = False
 
     @nn.compact
-    def __call__(self, pooled: Array, labels: Array) -> Array:
-        """Regions `[n, s, s, c]` to probabilities `[n, 2s, 2s]` of the mask of their `labels`."""
+    def __call__(self, pooled: Array, labels: Array, train: bool = False) -> Array:
+        """Regions `[n, s, s, c]` to logits `[n, 2s, 2s]` of the mask of their `labels`.
+
+        `train` is of the BN: `Layer`'s.
+        """
         x = pooled
         for i in range(self.convs):
-            x = Layer(x.shape[-1], 3, norm=self.norm, name=f"layer{i + 1}")(x)
+            x = Layer(x.shape[-1], 3, norm=self.norm, name=f"layer{i + 1}")(x, train)
         x = relu_of_norm(Doubled(x.shape[-1], name="upsampled")(x))
         logits = conv(self.num_classes, 1, use_bias=True, name="logits")(x)
-        own = jnp.take_along_axis(logits, labels[:, None, None, None], axis=-1)
-        return jax.nn.sigmoid(own[..., 0])
+        return jnp.take_along_axis(logits, labels[:, None, None, None], axis=-1)[..., 0]
 
 
 class Doubled(nn.Module):

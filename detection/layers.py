@@ -1,6 +1,7 @@
-"""A convolution with what follows it, as the heads of detectors and segmenters have it."""
+"""What the heads of detectors and segmenters are made of."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -10,7 +11,7 @@ from models.ops.relu import relu_of_norm
 
 
 class Layer(nn.Module):
-    """Convolution, BN with running averages or a bias in its place, and ReLU.
+    """Convolution, BN or a bias in its place, and ReLU.
 
     Attributes:
       features, kernel_size, dilation: of the convolution.
@@ -26,10 +27,21 @@ class Layer(nn.Module):
     kernel_init: nn.initializers.Initializer = he_normal_fan_out
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps `[batch, height, width, channels]` to `[batch, height, width, features]`."""
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """Maps `[batch, height, width, channels]` to `[batch, height, width, features]`.
+
+        With `train`, BN has the statistics of x, over all devices; otherwise running averages.
+        """
         shape = self.features, self.kernel_size, 1, self.dilation
         x = conv(*shape, use_bias=not self.norm, kernel_init=self.kernel_init, name="conv")(x)
         if self.norm:
-            x = batch_norm(False, sync=False, frozen=True, dtype=jnp.float32, name="bn")(x)
+            x = batch_norm(train, sync=True, frozen=False, dtype=jnp.float32, name="bn")(x)
         return relu_of_norm(x) if self.activation else x
+
+
+def dropped(x: Array, keys: Array | None, rate: float) -> Array:
+    """Dropout of the numbers of each image, a function of its key; nothing without keys."""
+    if keys is None:
+        return x
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1 - rate), 0)

@@ -5,19 +5,22 @@ add up to that of the whole batch.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from jax import Array
 
 from detection import boxes as box
+from detection import roi
 from detection.matching import BELOW, match
 from detection.rpn import Level
 from detection.sampling import Sampling, balanced
 
 BETA = 1 / 9  # where the smooth L1 loss turns from a square to a line
+IGNORED = 255  # a pixel of no class: Pascal VOC's "void"
 Loss = tuple[Array, Array]  # sum and count, float32
 
 
@@ -133,6 +136,69 @@ def region_losses(
 
     found = jax.vmap(of_image)(logits, deltas, regions, objects)
     return _named(("loss_classifier", "loss_box_reg"), found)
+
+
+def mask_losses(logits: Array, regions: Regions, masks: Array) -> dict[str, Loss]:
+    """The mask head's: which pixels of a region are its object's.
+
+    Args:
+      logits: `[batch, n, side, side]` of the regions' own classes.
+      masks: bits of the annotated objects' masks, uint8 `[batch, objects, height, width / 8]`.
+    """
+    side = logits.shape[-1]
+
+    def of_image(boxes, match, masks):
+        def of_region(region):
+            box, match = region
+            mask = jnp.unpackbits(masks[match], axis=-1)[..., None].astype(jnp.float32)
+            return roi.align(mask, box[None], side, 1.0)[0, ..., 0]
+
+        # Some at a time: unpacked, each mask is as large as the image.
+        return jax.lax.map(of_region, (boxes, match), batch_size=roi.CHUNK)
+
+    targets = jax.vmap(of_image)(regions.boxes, regions.match, masks)
+    entropy = optax.sigmoid_binary_cross_entropy(logits, targets).mean((2, 3))
+    is_object = regions.labels > 0
+    return _named(("loss_mask",), (jnp.where(is_object, entropy, 0), is_object))
+
+
+def pixel_losses(logits: Array, targets: Array, sizes: Array) -> Loss:
+    """A segmenter's: the cross-entropy of each pixel's class, in nats.
+
+    Args:
+      logits: `[batch, height, width, classes]`.
+      targets: int `[batch, height, width]`, classes, or `IGNORED`.
+      sizes: int `[batch, 2]` of the images; what lies beyond does not count.
+    """
+    rows, columns = (
+        jnp.arange(n)[None] < own[:, None]
+        for n, own in zip(targets.shape[1:], sizes.T, strict=True)
+    )
+    counts = (targets != IGNORED) & rows[:, :, None] & columns[:, None, :]
+    labels = jnp.where(counts, targets, 0).astype(jnp.int32)
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return _named(("loss",), (jnp.where(counts, entropy, 0), counts))["loss"]
+
+
+def learned(params: Any, freeze_at: int, frozen_bn: bool) -> Any:
+    """Which parameters of a detector or segmenter training changes: a tree of bool.
+
+    What is False has to be kept from weight decay too.
+
+    Args:
+      params: of the network, with its `backbone`.
+      freeze_at: so many parts of the backbone stay as they are: the stem, stage 1, stage 2, … (2 in
+        fine-tuning: Detectron's, and torchvision's with three trainable layers).
+      frozen_bn: whether scales and biases of batch normalisation stay.
+    """
+    frozen = tuple(["stem", "stage1", "stage2", "stage3", "stage4"][:freeze_at])
+    flat = traverse_util.flatten_dict(params)
+
+    def stays(path: tuple[str, ...]) -> bool:
+        in_backbone = path[0] == "backbone" and path[1].startswith(frozen)
+        return in_backbone or (frozen_bn and (*path[:-1], "scale") in flat)  # only BN has a scale
+
+    return traverse_util.unflatten_dict({path: not stays(path) for path in flat})
 
 
 def _box_distance(deltas, targets, which):

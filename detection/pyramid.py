@@ -25,13 +25,16 @@ class FeaturePyramid(nn.Module):
     norm: bool = False
 
     @nn.compact
-    def __call__(self, stages: Sequence[Array]) -> list[Array]:
-        """Maps four stages, the finest first, to five levels `[batch, h, w, width]`."""
+    def __call__(self, stages: Sequence[Array], train: bool = False) -> list[Array]:
+        """Maps four stages, the finest first, to five levels `[batch, h, w, width]`.
+
+        `train` is of the BN: `Layer`'s.
+        """
         inner, levels = None, []
         for i in reversed(range(len(stages))):
-            lateral = self._layer(f"inner{i + 1}", 1)(stages[i])
+            lateral = self._layer(f"inner{i + 1}", 1)(stages[i], train)
             inner = lateral if inner is None else lateral + _enlarged(inner, lateral.shape[1:3])
-            levels.insert(0, self._layer(f"output{i + 1}", 3)(inner))
+            levels.insert(0, self._layer(f"output{i + 1}", 3)(inner, train))
         return [*levels, levels[-1][:, ::2, ::2]]  # of a 1×1 maximum, the stride remains
 
     def _layer(self, name, kernel_size):

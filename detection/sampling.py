@@ -21,6 +21,11 @@ class Sampling(NamedTuple):
     high: float
     low: float
 
+    @property
+    def most_objects(self) -> int:
+        """How many objects are taken at most; they come first."""
+        return int(self.number * self.share)
+
 
 ANCHORS = Sampling(256, 0.5, 0.7, 0.3)  # Ren et al. 2015, sections 3.1.2 and 3.1.3
 REGIONS = Sampling(512, 0.25, 0.5, 0.5)  # Lin et al. 2017, section 5.2; torchvision's
@@ -51,7 +56,7 @@ def balanced(
     """
     draw = jax.random.uniform(key, objects.shape)
     size = min(sampling.number, len(draw))
-    most = min(int(sampling.number * sampling.share), size)
+    most = min(sampling.most_objects, size)
 
     def taken(which, most):
         """The indices of `[size]` of these at random, and of how many they are."""
