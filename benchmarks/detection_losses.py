@@ -230,7 +230,8 @@ def compared(name: str, shape: tuple[int, int], folder: Path) -> list[Sequence[A
     safetensors.torch.save_file(model.state_dict(), path)
     opened, file = network.open_weights(path), weights.detector(path)
     assert opened and file, f"{path}: no detector"
-    rows, batch = [], made(shape, opened[0].model.num_classes)
+    rows: list[Sequence[Any]] = []
+    batch = made(shape, opened[0].model.num_classes)
     for frozen in (True, False) if name in TRAINED_BN else (True,):
         net = opened[0].model
         net = net.clone(backbone=net.backbone.clone(frozen_bn=frozen))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from detection.boxes import areas, rounded
 from errors import UserError
+from models.ops.transposed import linear
 
 CHUNK = 32  # boxes computed at once, so that intermediate arrays stay small
 MOST_SAMPLES = 4096  # of a bin along one axis where the box decides: for boxes that are not finite
@@ -56,7 +57,6 @@ def align(
     return _by_chunks(pooled, *weights).astype(features.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5, 6))
 def align_pyramid(
     features: Sequence[jax.Array],
     boxes: jax.Array,
@@ -75,7 +75,7 @@ def align_pyramid(
     Args:
       features: `[height, width, channels]` of each level, the largest map first.
       boxes, size, aligned: as `align`.
-      scales: of the levels, a tuple: powers of 2, each half of the one before.
+      scales: of the levels: powers of 2, each half of the one before.
       sampling: as `align`, but at least 1.
       canonical_size: as `levels`.
 
@@ -87,7 +87,20 @@ def align_pyramid(
     """
     if sampling < 1:
         raise UserError(f"sampling={sampling}: a pyramid's bins have at least 1 sample; set 2.")
-    level = _own_level(boxes, scales, canonical_size)
+    lowest = round(-math.log2(scales[0]))
+    level = levels(boxes, lowest, lowest + len(scales) - 1, canonical_size)
+    arguments = scales, size, sampling, aligned
+    return linear(
+        functools.partial(_of_levels, *arguments),
+        functools.partial(_to_levels, *arguments, [(f.shape, f.dtype) for f in features]),
+        (boxes, level),
+        list(features),
+    )
+
+
+def _of_levels(scales, size, sampling, aligned, regions, features):
+    """The table of all levels, read around each sample."""
+    boxes, level = regions
     heights, widths = (jnp.array([f.shape[k] for f in features]) for k in (0, 1))
     starts = jnp.cumsum(heights * widths) - heights * widths
     table = jnp.concatenate([f.reshape(-1, f.shape[-1]) for f in features])
@@ -109,14 +122,9 @@ def align_pyramid(
     return _by_chunks(pooled, *of_boxes).astype(table.dtype)
 
 
-def _kept(features, boxes, *settings):
-    return align_pyramid(features, boxes, *settings), (features, boxes)
-
-
-def _to_levels(size, scales, sampling, aligned, canonical_size, kept, gradient):
-    """What the gradient of the regions is of each level, and nothing of the boxes."""
-    features, boxes = kept
-    level = _own_level(boxes, scales, canonical_size)
+def _to_levels(scales, size, sampling, aligned, kinds, regions, gradient):
+    """What the gradient of the regions is of each level."""
+    boxes, level = regions
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
     def add(total, chunk):
@@ -124,26 +132,18 @@ def _to_levels(size, scales, sampling, aligned, canonical_size, kept, gradient):
         return total + product("nph,npwc->hwc", rows, product("nqw,npqc->npwc", columns, gradient))
 
     found = []
-    for i, (like, scale) in enumerate(zip(features, scales, strict=True)):
+    for i, ((shape, dtype), scale) in enumerate(zip(kinds, scales, strict=True)):
         axes = _axes(boxes, size, scale, sampling, aligned)
         rows, columns = (
             _dense(_corners(axis, length, sampling), length)
-            for axis, length in zip(axes, like.shape[:2], strict=True)
+            for axis, length in zip(axes, shape[:2], strict=True)
         )
         rows = jnp.where((level == i)[:, None, None], rows, 0)
         chunks = _chunked((rows, columns, gradient.astype(jnp.float32)))
-        nothing = jnp.zeros(like.shape, jnp.float32)
+        nothing = jnp.zeros(shape, jnp.float32)
         total = jax.lax.scan(lambda total, chunk: (add(total, chunk), None), nothing, chunks)[0]
-        found.append(total.astype(like.dtype))
-    return type(features)(found), jnp.zeros_like(boxes)
-
-
-align_pyramid.defvjp(_kept, _to_levels)
-
-
-def _own_level(boxes, scales, canonical_size):
-    lowest = round(-math.log2(scales[0]))
-    return levels(boxes, lowest, lowest + len(scales) - 1, canonical_size)
+        found.append(total.astype(dtype))
+    return found
 
 
 def levels(
