@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import io
 import itertools
 import logging
 import os
@@ -301,7 +302,8 @@ def _prepared_info(name: str, data_dir: str) -> "DatasetInfo":
     directory.exists()  # names the package or the bucket that is missing, which TFDS does not
     with builder_errors(name, directory):
         try:
-            builder = tfds.builder(name, data_dir=os.fspath(directory))
+            with contextlib.redirect_stdout(io.StringIO()):  # where TFDS prints what next comes
+                builder = tfds.builder(name, data_dir=os.fspath(directory))
         except ImportError:  # the code of some sets needs TensorFlow, their files do not
             builder = read_only_builder.builder_from_files(name, data_dir=os.fspath(directory))
     info = builder.info

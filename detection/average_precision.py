@@ -61,7 +61,7 @@ def gathered_objects(found: Mapping[int, Objects], number: int) -> list[Objects]
       number: of images in the split.
 
     Raises:
-      ValueError: an image is missing, or came twice.
+      ValueError: an image is missing, or two processes differ in it.
     """
 
     def packed(index, objects):

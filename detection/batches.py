@@ -116,10 +116,14 @@ def row(
     one = one.decoded()
     pixels: Any = one.classes
     height, width = images.resized_size(*one.size, shorter, longer)
-    turn = slice(None, None, -1 if mirrored else 1)
     cv2 = opencv()
     image = cv2.resize(one.image, (width, height), interpolation=cv2.INTER_LINEAR)
-    found = {"image": image[:, turn], "index": index, "original": one.size, "size": (height, width)}
+    found = {
+        "image": image[:, ::-1] if mirrored else image,
+        "index": index,
+        "original": one.size,
+        "size": (height, width),
+    }
     if "boxes" in names:
         old = np.array(one.size[::-1] * 2, np.float32)
         boxes = np.clip(one.boxes, 0, old) * (np.array([width, height] * 2, np.float32) / old)
@@ -128,15 +132,16 @@ def row(
         if mirrored:
             boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
         found |= {"boxes": boxes, "labels": one.labels[real]}
-    nearest = [  # torch's choice
+    rows, columns = (  # torch's nearest ones
         (np.arange(new) * np.float32(before / new)).astype(int).clip(0, before - 1)
         for new, before in zip((height, width), one.size, strict=True)
-    ]
+    )
+    columns = one.size[1] - 1 - columns if mirrored else columns
     if "masks" in names:
-        masks = _bits(one, real)[:, nearest[0]][:, :, nearest[1][turn]]
+        masks = _bits(one, real)[:, rows][:, :, columns]
         found["masks"] = np.packbits(masks, axis=-1)
     if "classes" in names:
-        found["classes"] = pixels[nearest[0]][:, nearest[1][turn]]
+        found["classes"] = pixels[rows][:, columns]
     return found
 
 

@@ -108,6 +108,8 @@ def _whole(root, split, masks, max_pixels):
         if crowd not in (0, 1):
             raise UserError(f"{where}: iscrowd {crowd!r}: expected 0 or 1.")
         area = None if entry.get("area") is None else _field(entry, "area", (int, float), where)
+        if area is not None and not 0 <= area < math.inf:
+            raise UserError(f"{where}: area {area}; expected a number of pixels.")
         if masks and not entry.get("segmentation"):
             raise UserError(f"{where}: it has no segmentation; expected polygons or run lengths.")
         mask = _checked_mask(entry["segmentation"], sizes[key], where) if masks else None

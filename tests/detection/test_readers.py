@@ -34,6 +34,7 @@ def without(name):
         (field("bbox", [5, 5, -1, 3]), "annotation 4 .*ends before it begins"),
         (field("bbox", [500, 5, 10, 3]), "annotation 4 .*outside of the image of 100×30"),
         (field("image_id", 7), "annotation 4 .*image_id 7 is none"),
+        (field("area", float("nan")), "annotation 4 .*area nan"),
         (field("iscrowd", "yes"), "annotation 4 .*iscrowd 'yes'"),
         (field("segmentation", []), "annotation 4 .*no segmentation"),
         (field("segmentation", [[1, 2, 3, 4]]), "annotation 4 .*three corners"),

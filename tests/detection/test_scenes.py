@@ -93,6 +93,21 @@ def test_every_test_scene_comes_once_and_finds_its_annotations(config):
         assert len(truth) == number and "masks" not in batches[0] and truth[3].masks is None
 
 
+def test_the_classes_of_pixels(config):
+    config.detection.masks = True
+    boxes = open_data(config, make_mesh()).annotated("test")
+    config.task = "segmentation"
+    data = open_data(config, make_mesh())
+    for one, other in zip(data.annotated("test")[:20], boxes, strict=False):
+        assert one.masks is None and not len(one.boxes)
+        expected = (other.masks * other.labels[:, None, None]).max(0)
+        np.testing.assert_array_equal(one.classes, expected)
+    (batch,) = draw(config, make_mesh(), [2], data)
+    assert set(batch) == {"image", "classes", "size", "original", "index", "valid"}
+    for pixels, classes in zip(batch["image"], batch["classes"], strict=True):
+        assert pixels[classes > 0].max(-1).mean() > pixels[classes == 0].max(-1).mean() + 40
+
+
 def test_too_many_objects_are_refused(config):
     config.detection.max_objects = 3
     with pytest.raises(UserError, match="detection.max_objects=3: scene .* has"):
