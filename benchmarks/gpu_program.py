@@ -45,6 +45,7 @@ ROWS = (
     "resnet20:128:bfloat16",
     "resnet20:128:float32",
 )
+PROGRAMS = [(text, form) for text in ROWS for form in (FLAX, *FORMS)]
 
 
 def gpu_devices(target: Path = TARGET) -> list[jax.Device]:
@@ -132,12 +133,7 @@ def summary(records: Iterable[Mapping[str, Any]]) -> list[str]:
             ]
         )
     done = {(r["network"], r["batch"], r["dtype"], r["form"]) for r in records}
-    missing = [
-        f"{text} {form}"
-        for text in ROWS
-        for form in (FLAX, *FORMS)
-        if (*Row.parse(text), form) not in done
-    ]
+    missing = [f"{text} {form}" for text, form in PROGRAMS if (*Row.parse(text), form) not in done]
     return [*reports.table(header, rows), "", f"Not compiled: {'; '.join(missing) or 'none'}."]
 
 
@@ -154,6 +150,13 @@ def kinds(record: Mapping[str, Any]) -> list[str]:
     header = ["phase and kind", "kernels", "GB read", "GB written", "ms"]
     where = f"Compiled in {record['seconds']:.0f} s. {record['measured']}"
     return ["", title, "", *reports.table(header, rows), "", where, *record["free_sums"]]
+
+
+def _place(record):
+    """Where a program stands among `PROGRAMS`; others come last."""
+    row = (record["network"], record["batch"], record["dtype"], record["form"])
+    wanted = [(*Row.parse(text), form) for text, form in PROGRAMS]
+    return wanted.index(row) if row in wanted else len(wanted)
 
 
 def report(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -176,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for text in options.rows:
         for form in options.forms:
             new = measure(Row.parse(text), form, options.size)
-            records = reports.updated(records, [new], identity)
+            records = sorted(reports.updated(records, [new], identity), key=_place)
             files.write_text(options.results, json.dumps(records, indent=1) + "\n")
             path = options.results.with_suffix(".md")
             lines = report(records)
