@@ -75,6 +75,16 @@ def annotated(
     return Annotated(image, size, array, *about, np.array(area, np.float32), name, **more)
 
 
+def checked_size(size: tuple[int, int], where: str, max_pixels: int) -> None:
+    """Raises UserError, naming file and record, unless an image can have this height and width."""
+    if min(size) < 1:
+        raise UserError(f"{where}: {_pixels(size)} pixels; expected a width and a height.")
+    try:
+        decode.check_size(*size, max_pixels)
+    except decode.DecodeError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
 def checked_box(
     corners: Sequence[Any], size: tuple[int, int], where: str, first: int = 0
 ) -> list[float]:
@@ -90,7 +100,7 @@ def checked_box(
     """
     try:
         box = [float(value) for value in corners]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         box = []
     if len(box) != 4 or not all(map(math.isfinite, box)):
         raise UserError(f"{where}: box {list(corners)}: expected four numbers.")

@@ -2,12 +2,18 @@
 
 import functools
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from data import splits
-from detection.annotated import Annotated, Listed, annotated, checked_box, decoded_file
+from detection.annotated import (
+    Annotated,
+    Listed,
+    annotated,
+    checked_box,
+    checked_size,
+    decoded_file,
+)
 from detection.average_precision import pycocotools
 from detection.classes import labels_of
 from errors import UserError, first_line
@@ -88,8 +94,7 @@ def _whole(root, split, masks, max_pixels):
         if key in sizes:
             raise UserError(f"{where}: a second image of id {key}.")
         sizes[key] = (_field(entry, "height", int, where), _field(entry, "width", int, where))
-        if min(sizes[key]) < 1:
-            raise UserError(f"{where}: {sizes[key]} pixels; expected a height and a width.")
+        checked_size(sizes[key], where, max_pixels)
         files[key], by_image[key] = _field(entry, "file_name", str, where), []
     for i, entry in enumerate(objects):
         where = f"{file}: annotation {i} (id {entry.get('id')})"
@@ -102,13 +107,12 @@ def _whole(root, split, masks, max_pixels):
                 f"{where}: unknown category_id {entry['category_id']}; expected one of "
                 f"{', '.join(map(str, ordered))}."
             )
-        left, top, width, height = _four(entry, where)
-        box = checked_box([left, top, left + width, top + height], sizes[key], where)
+        box = checked_box(_corners(entry.get("bbox")), sizes[key], where)
         crowd = entry.get("iscrowd", 0)
         if crowd not in (0, 1):
             raise UserError(f"{where}: iscrowd {crowd!r}: expected 0 or 1.")
         area = None if entry.get("area") is None else _field(entry, "area", (int, float), where)
-        if area is not None and not 0 <= area < math.inf:
+        if area is not None and not 0 <= area < 2**53:
             raise UserError(f"{where}: area {area}; expected a number of pixels.")
         if masks and not entry.get("segmentation"):
             raise UserError(f"{where}: it has no segmentation; expected polygons or run lengths.")
@@ -144,15 +148,15 @@ def _field(entry: dict, name: str, kind: Any, where: str) -> Any:
 _KINDS = {int: "a whole number", str: "a name", (int, float): "a number"}
 
 
-def _four(entry, where):
-    box = entry.get("bbox")
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(side, int | float) for side in box)
-    ):
-        raise UserError(f"{where}: bbox {box!r}; expected left, top, width and height in pixels.")
-    return box
+def _corners(box):
+    """Left, top, right, bottom of COCO's left, top, width, height; else what there is."""
+    if not isinstance(box, list) or len(box) != 4:
+        return [box]
+    try:
+        left, top, width, height = map(float, box)
+    except (TypeError, ValueError, OverflowError):
+        return box
+    return [left, top, left + width, top + height]
 
 
 def _checked_mask(mask: Any, size: tuple[int, int], where: str) -> Any:
@@ -165,8 +169,8 @@ def _checked_mask(mask: Any, size: tuple[int, int], where: str) -> Any:
         for polygon in mask:
             if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
                 raise UserError(f"{where}: a polygon has no three corners: {str(polygon)[:80]}.")
-            if not all(isinstance(x, int | float) and math.isfinite(x) for x in polygon):
-                raise UserError(f"{where}: a corner is no number: {str(polygon)[:80]}.")
+            if not all(isinstance(x, int | float) and abs(x) <= 2 * max(size) for x in polygon):
+                raise UserError(f"{where}: a corner is far from the image: {str(polygon)[:80]}.")
         return mask
     counts = mask.get("counts") if isinstance(mask, dict) else None
     counts = _decompressed(counts) if isinstance(counts, str) else counts

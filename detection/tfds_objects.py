@@ -49,9 +49,12 @@ class TfdsObjects(sources.TfdsRecords):
         crowd = entries.get(self._crowd, np.zeros(len(corners), bool))
         areas = entries.get("area", [None] * len(corners))
         objects = []
-        for i, box in enumerate(corners.tolist()):
-            box = checked_box(box, (height, width), f"{name}: object {i}", self._first)
-            objects.append((box, self._labels[entries["label"][i]], bool(crowd[i]), areas[i]))
+        for i, (box, label) in enumerate(zip(corners.tolist(), entries["label"], strict=True)):
+            where = f"{self.directory}: {name}: object {i}"
+            box = checked_box(box, (height, width), where, self._first)
+            if not 0 <= label < len(self._labels):
+                raise UserError(f"{where}: label {label}: expected a class of the set.")
+            objects.append((box, self._labels[label], bool(crowd[i]), areas[i]))
         image = functools.partial(decode.decode, data, self._max_pixels)
         return annotated(image, (height, width), objects, name)
 

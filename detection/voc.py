@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from data import decode, splits
-from detection.annotated import Annotated, Listed, annotated, checked_box, decoded_file
+from detection.annotated import (
+    Annotated,
+    Listed,
+    annotated,
+    checked_box,
+    checked_size,
+    decoded_file,
+)
 from detection.classes import VOC
 from detection.mean_iou import IGNORED
 from errors import UserError, first_line
@@ -71,6 +78,7 @@ def _objects(folder: Path, path: Path, name: str, max_pixels: int) -> Annotated:
             f"{file} cannot be read as Pascal VOC's annotations of an image with its size: "
             f"{first_line(error)}."
         ) from error
+    checked_size((height, width), f"{file}", max_pixels)
     objects = []
     for i, one in enumerate(root.findall("object")):
         where, named = f"{file}: object {i}", (one.findtext("name") or "").strip()
