@@ -25,11 +25,12 @@ from input_pipeline import open_data
 from run import provenance
 from run.agreement import agreed
 from run.checkpoint import checksums
-from run.mesh import make_mesh
+from run.mesh import make_mesh, replicate
 from run.progress import tqdm
 from run.workdir import Workdir
 from testing import fitting, opened_run, padded, precise_bn, protocols, scores
 from testing.opened_run import OpenedRun
+from training import task
 from training.check import check
 from training.classification import check_labels
 from training.start import adopted
@@ -58,6 +59,11 @@ def run(
     config = _evaluation_config(config, trained, mesh)
     check(config, mesh.size)
     data, runs = agreed(lambda: _opened(config, workdir, mesh, weight_file), _description)
+    if config.task != "classification":
+        (one,) = runs
+        variables = replicate(one.variables, mesh)
+        result = task.of(config).measure(one.model, variables, data, config.eval.split, mesh)
+        return _written(result | question(config, runs), workdir, task.of(config).said(result))
     passes = _passes(config, data, runs)
     if config.eval.precise_bn:
         runs = [precise_bn.apply(one, config, data, mesh) for one in runs]
@@ -65,22 +71,41 @@ def run(
     result = scores.score(networks, passes, mesh, total=data.split_size(config.eval.split))
     result = scores.with_masked(result, data, config.eval.split)
     corrupt.warn_of(result)
-    result = _described(result, config, runs)
+    accuracy = {"accuracy": 1 - result["top1_error"]}
+    return _written(result | accuracy | question(config, runs), workdir, _said(result))
+
+
+def _written(result, workdir, said):
+    """Writes and prints what was found, in words with when and where."""
+    made = {"date": datetime.date.today().isoformat(), "device": provenance.device()}
+    result = result | made | {"jax": jax.__version__}
     if jax.process_index() == 0:
         folder = Workdir(workdir)
         folder.write(folder.evaluation, result, indent=2)
-        print(_line(result))
+        number, protocol = len(result["networks"]), result["protocol"]
+        who = result["networks"][0]["workdir"] if number == 1 else f"ensemble of {number}"
+        print(f"{who}, {result['dataset']} {result['split']}, {protocol}: {said}.")
     return result
+
+
+def _said(result):
+    return (
+        f"top-1 error {100 * result['top1_error']:.2f} %, "
+        f"top-5 error {100 * result['top5_error']:.2f} %, "
+        f"loss {result['loss']:.4f} ({result['images']} images)"
+    )
 
 
 def _opened(config, workdir, mesh, weight_file):
     """The data to test on and the runs to test, which fit them."""
     others = [opened_run.load(folder) for folder in config.eval.ensemble]
-    runs = [] if weight_file else [opened_run.load(workdir)]
+    of_task = None if config.task == "classification" else task.of(config)
+    runs = [] if weight_file else [opened_run.load(workdir, task=of_task)]
     data = open_data(config, mesh)
     if weight_file:
-        check_labels(config, data.facts)
-        runs = [opened_run.from_weight_file(config, data.facts)]
+        if of_task is None:
+            check_labels(config, data.facts)
+        runs = [opened_run.from_weight_file(config, data.facts, of_task)]
     runs += others
     fitting.check(runs, data, config)
     return data, runs
@@ -186,25 +211,8 @@ def question(config: ConfigDict, runs: Sequence[OpenedRun]) -> dict[str, Any]:
         "dataset": config.dataset,
         "split": config.eval.split,
         "networks": [
-            {"workdir": one.workdir, "depth": one.model.depth, "residual": one.model.residual}
+            {"workdir": one.workdir, **{n: one.config.model[n] for n in ("depth", "residual")}}
             | {"step": one.step}
             for one in runs
         ],
     }
-
-
-def _described(result, config, runs):
-    made = {"date": datetime.date.today().isoformat(), "device": provenance.device()}
-    made |= {"jax": jax.__version__}
-    return result | {"accuracy": 1 - result["top1_error"]} | question(config, runs) | made
-
-
-def _line(result):
-    number = len(result["networks"])
-    who = result["networks"][0]["workdir"] if number == 1 else f"ensemble of {number}"
-    return (
-        f"{who}, {result['dataset']} {result['split']}, {result['protocol']}: "
-        f"top-1 error {100 * result['top1_error']:.2f} %, "
-        f"top-5 error {100 * result['top5_error']:.2f} %, "
-        f"loss {result['loss']:.4f} ({result['images']} images)."
-    )

@@ -31,6 +31,10 @@ def open_data(config: ConfigDict, mesh: Mesh) -> "Resident | Streamed":
     Raises:
       UserError: the data set is unknown, not prepared, or has fewer images than a batch.
     """
+    if config.task != "classification":
+        from detection import data as of_objects
+
+        return of_objects.open_data(config, mesh)
     if config.data.resident:
         from data.resident import Resident
 

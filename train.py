@@ -273,7 +273,7 @@ class _Loop:
             self.log.metrics(self.config.num_steps, logs.TRAINING_IMAGES, line)
         result = self._tested(state, "test")
         network = self.model, state.evaluation_variables()
-        result |= self.task.conclude(result, *network, self.data, self.folder)
+        result |= self.task.conclude(result, *network, self.data, self.mesh, self.folder)
         result |= self.data.corrupt.of_run(result)
         corrupt.warn_of(result)
         self.log.metrics(self.config.num_steps, "test", result, final=True)

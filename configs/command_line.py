@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from configs.fields import FIELDS, Range
 from errors import UsageError, UserError, first_line
 
-NOT_RECIPES = ("__init__", "base", "command_line", "fields", "recipes")
+NOT_RECIPES = ("__init__", "base", "command_line", "detectors", "fields", "recipes")
 
 
 def help_lines() -> Iterator[str]:
@@ -32,7 +32,7 @@ def recipe(name: str) -> ConfigDict:
     """
     file, _, argument = name.partition(":")
     if not Path(file).is_file():
-        known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in NOT_RECIPES)
+        known = sorted(str(p) for p in Path("configs").rglob("*.py") if p.stem not in NOT_RECIPES)
         raise UserError(
             f"--config={name}: there is no file {file}; the recipes here: {', '.join(known)}."
         )

@@ -51,7 +51,9 @@ FIELDS = {
         "tfds:imagenet2012",
         "digits, mnist_5k, cifar10, cifar100, fashion_mnist, mnist, tfds:NAME or folder:PATH",
     ),
-    "task": Field("classification", "what is learned", ("classification",)),
+    "task": Field(
+        "classification", "what is learned", ("classification", "detection", "segmentation")
+    ),
     "data_dir": Field("", "where TFDS keeps prepared data sets ('': TFDS's default)"),
     # JAX would take the lower half of a larger seed.
     "seed": Field(0, "of initialisation, order and augmentation", Range(0, 2**32 - 1)),
@@ -210,6 +212,33 @@ FIELDS = {
         "or accept: go on with data that have changed since the run began",
         ("error", "accept"),
     ),
+    "detection.network": Field(
+        "fpn",
+        "regions from a feature pyramid or conv4 (the paper's); to segment, fcn or deeplabv3",
+        ("fpn", "c4", "fcn", "deeplabv3"),
+    ),
+    "detection.width": Field(256, "channels of the pyramid, or of DeepLabV3's layers", _COUNT),
+    "detection.hidden": Field(1024, "width of the two hidden layers of the box head", _COUNT),
+    "detection.masks": Field(False, "a mask of each object, too (Mask R-CNN)"),
+    "detection.anchors": Field(
+        (32, 64, 128, 256, 512), "their sides in pixels: one a level, or all on conv4"
+    ),
+    "detection.anchor_samples": Field(256, "anchors of an image to learn from", _COUNT),
+    "detection.region_samples": Field(512, "regions of an image to learn from", _COUNT),
+    "detection.candidates": Field(
+        (2000, 1000), "of each level, before suppression: in training, in testing"
+    ),
+    "detection.proposals": Field((2000, 1000), "of an image: in training, in testing"),
+    "detection.frozen_stages": Field(
+        2,
+        "of the backbone that stay as they are: the stem, and stages from the first on",
+        Range(0, 5),
+    ),
+    "detection.sides": Field(
+        (800,), "shorter side of images; of several, one by chance, in testing the last"
+    ),
+    "detection.longer": Field(1333, "longest side of images", _COUNT),
+    "detection.max_objects": Field(100, "objects of an image that there is room for", _COUNT),
     "eval.batch_size": Field(
         256, "images per evaluation step; grows to a multiple of the devices", _COUNT
     ),

@@ -18,6 +18,7 @@ class Purpose(enum.Enum):
     ORDER = (1, 0)
     AUGMENT = (1, 1)
     DROPOUT = (2,)
+    SAMPLE = (3,)
 
 
 class Augmentation(enum.IntEnum):

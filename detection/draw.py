@@ -10,6 +10,7 @@ from detection.masks import MASK_FROM
 from detection.network import Objects
 
 OPACITY = 0.5  # of masks
+SURE, TILE, TILES, COLUMNS = 0.5, 320, 8, 4  # of a sheet: score, side in pixels, images
 FONT_SHARE = 0.03  # of the shorter side
 
 
@@ -40,6 +41,37 @@ def objects(image: np.ndarray, found: Objects, label_names: Sequence[str]) -> Im
         left, top, right, bottom = map(float, box)
         draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour(label))
         _tag(draw, font, (left, top), f"{label_names[label]} {score:.0%}", colour(label))
+    return picture
+
+
+def certain(image: np.ndarray, found: Objects, label_names: Sequence[str]) -> Image.Image:
+    """Draws what is found for certain on the image as a tile of a `sheet`.
+
+    Args:
+      image: uint8 `[height, width, 3]`.
+      found: what to draw; masks are not.
+      label_names: by label.
+    """
+    tile = as_tile(image)
+    sure, scale = found.scores >= SURE, np.float32(tile.shape[0] / image.shape[0])
+    sides = found.boxes[sure] * scale
+    return objects(tile, Objects(sides, found.scores[sure], found.labels[sure]), label_names)
+
+
+def as_tile(image: np.ndarray) -> np.ndarray:
+    """An image whose longer side is as long as a tile of a `sheet`."""
+    height, width, _ = image.shape
+    scale = TILE / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def sheet(tiles: Sequence[Image.Image]) -> Image.Image:
+    """Pictures beside each other, in rows of `COLUMNS`."""
+    rows = -(-len(tiles) // COLUMNS)
+    picture = Image.new("RGB", (min(COLUMNS, len(tiles)) * TILE, rows * TILE), "white")
+    for i, tile in enumerate(tiles):
+        picture.paste(tile, (i % COLUMNS * TILE, i // COLUMNS * TILE))
     return picture
 
 

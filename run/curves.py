@@ -6,7 +6,7 @@ from run.workdir import Workdir
 
 
 def plot_curves(workdir: Workdir) -> None:
-    """Draws top-1 error and loss over steps from metrics.jsonl into `curves.png`.
+    """Draws error and loss over steps from metrics.jsonl into `curves.png`.
 
     As in the paper's figures, thin lines are training and bold lines are held-out images. Training
     batches are drawn as they were trained on, and the legend says what was done to them.
@@ -19,7 +19,9 @@ def plot_curves(workdir: Workdir) -> None:
     labels = {"train": f"training batches{words and f', {words}'}"}
     labels[TRAINING_IMAGES] = "training images as they are"
     figure, axes = plotting.pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")
-    panels = (("top1_error", "top-1 error (%)", 100), ("loss", "cross-entropy", 1))
+    panels = [("top1_error", "top-1 error (%)", 100), ("loss", "cross-entropy", 1)]
+    if workdir.read_config().task != "classification":
+        panels = [("error", "error (%)", 100), ("loss", "loss", 1)]
     styles = {"train": ("C0", 1), "validation": ("C1", 2.5), "test": ("C3", 2.5)}
     styles[TRAINING_IMAGES] = ("C0", 2.5)
     for axis, (name, title, unit) in zip(axes, panels, strict=True):
@@ -35,5 +37,6 @@ def plot_curves(workdir: Workdir) -> None:
         axis.set(xlabel="step", ylabel=title)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     plotting.save(figure, workdir.curves, dpi=120)

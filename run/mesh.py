@@ -56,6 +56,16 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
+def local_rows(tree: Any) -> Any:
+    """The rows of arrays that lie on this process's devices, in order, as NumPy arrays."""
+
+    def rows(x):
+        shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+    return jax.tree.map(rows, tree)
+
+
 def to_host(tree: Any) -> Any:
     """NumPy copies of a tree of arrays that are whole on this process (replicated over devices)."""
 

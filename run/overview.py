@@ -190,8 +190,8 @@ def page(runs: Sequence[Run], unreadable: Sequence[str] = ()) -> str:
     top = max([1e-9, *filter(None, (_number(line.get("loss")) for line in lines))])
     charts = "".join(
         f"<figure><figcaption>{in_html(run.cells[0])}</figcaption>"
-        + _chart(run.lines, "top1_error", last, 1.0, "top-1 error, 0 to 100 %")
-        + _chart(run.lines, "loss", last, top, f"loss, 0 to {top:.3g}")
+        + _chart(run.lines, logs.error, last, 1.0, "error, 0 to 100 %")
+        + _chart(run.lines, lambda line: line.get("loss"), last, top, f"loss, 0 to {top:.3g}")
         + "</figure>"
         for run in runs
     )
@@ -207,11 +207,11 @@ def page(runs: Sequence[Run], unreadable: Sequence[str] = ()) -> str:
     )
 
 
-def _chart(lines, name, last_step, top, title):
+def _chart(lines, value_of, last_step, top, title):
     curves = []
     for split, colour, width in CURVES:
         pairs = [
-            (_number(line["step"]), _number(line.get(name)))
+            (_number(line["step"]), _number(value_of(line)))
             for line in lines
             if line.get("split") == split
         ]

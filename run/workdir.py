@@ -53,6 +53,7 @@ class Workdir:
         self.timing = self.path / "timing.jsonl"
         self.events = self.path / "events"  # the beginning of the names of TensorBoard's files
         self.curves = self.path / "curves.png"
+        self.detections = self.path / "detections.png"
         self.evaluation = self.path / "evaluation.json"
         self.precise_bn = self.path / "precise_bn.npz"
         self.analysis = self.path / "analysis"

@@ -50,20 +50,27 @@ def shorter_side(config: ConfigDict, height: int) -> int:
     return height if config.data.resident else max(height, config.eval.resize)
 
 
-def load(workdir: str, which: str = "last") -> OpenedRun:
+def load(workdir: str, which: str = "last", task: Any = None) -> OpenedRun:
     """Opens a workdir; nothing but the folder is needed, and nothing in it is changed.
 
     Args:
       workdir: folder of a run.
       which: 'last', or 'best' on validation data.
+      task: what the run has learned (`training.task`); None is classification.
 
     Raises:
-      UserError: it is not a run's folder, or it holds no finished checkpoint of its network.
+      UserError: it is not a run's folder, it has learned something else, or it holds no finished
+        checkpoint of its network.
     """
     folder = Workdir(workdir)
     config = folder.read_config()
     facts = read_facts(folder)
-    model, template = _network(config, facts)
+    if task is None and config.task != "classification":
+        raise UserError(
+            f"{workdir}: this run has learned {config.task}; expected one of classification. "
+            "`predict.py --workdir` and `main.py --mode=evaluate` take it."
+        )
+    model, template = _network(config, facts, task)
     if config.optim.ema_decay:
         template = {"ema": template}
     found = None
@@ -80,17 +87,21 @@ def load(workdir: str, which: str = "last") -> OpenedRun:
     return OpenedRun(str(workdir), config, facts, model, variables.get("ema", variables), step)
 
 
-def from_weight_file(config: ConfigDict, facts: Facts) -> OpenedRun:
+def from_weight_file(config: ConfigDict, facts: Facts, task: Any = None) -> OpenedRun:
     """Opens `config.init_from`, weights from elsewhere, as the network of `config.model`.
 
     Args:
       config: what `training.start.adopted` returns.
       facts: of the data that `config` opens.
+      task: as in `load`.
 
     Raises:
       UserError: the file cannot be read or does not fit the network or the number of classes.
     """
-    model, template = _network(config, facts)
+    model, template = _network(config, facts, task)
+    if task is not None:
+        variables = task.load(config, facts, template)
+        return OpenedRun(config.init_from, config, facts, model, variables, 0)
     import weights  # readers of foreign files
 
     variables, notes = weights.load_weights(config.init_from, config.model, template)
@@ -138,8 +149,11 @@ def weights_alone(path: str) -> tuple[OpenedRun, str]:
     return from_weight_file(config, facts), f"{said}."
 
 
-def _network(config, facts):
+def _network(config, facts, task=None):
     """The network with its blocks one by one, and the shapes of its variables."""
+    if task is not None:
+        model, key = task.create(config, facts), jax.random.key(0)
+        return model, jax.eval_shape(lambda: task.init(model, key, facts.image_shape))
     model = models.create(config.model, facts.num_classes).clone(scan_blocks=False, remat="none")
     image = jnp.zeros((1, *facts.image_shape))
     return model, jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))

@@ -27,13 +27,13 @@ ALLOWED = {  # room → rooms that it may import; `errors` may be imported by al
     "run": {"configs"},
     "weights": {"models"},
     "data": {"run"},
-    "training": {"configs", "models", "weights", "data", "run", "testing"},
+    "training": {"configs", "detection", "models", "weights", "data", "run", "testing"},
     "testing": {"configs", "models", "weights", "data", "run"},
-    "input_pipeline": {"data", "run"},
+    "input_pipeline": {"data", "detection", "run"},
     "evaluate": {"input_pipeline", "data", "run", "testing", "training"},
     "train": {"input_pipeline", "models", "data", "run", "training"},
     "residual_networks": {"models", "weights", "data"},
-    "predict": {"detection", "models", "data", "run", "testing"},
+    "predict": {"detection", "models", "data", "run", "testing", "training"},
     "export": {"run", "testing", "weights"},
     "prepare_data": {"data", "run"},
     "main": {"configs", "evaluate", "input_pipeline", "models", "run", "train", "training"},
@@ -62,7 +62,7 @@ RULES_IN = ("models", "ops")
 # The files of a workdir: where their names may be spelled, and names that only look like them.
 WORKDIR_FILES = {
     *("config.json", "data.json", "metrics.jsonl", "timing.jsonl", "evaluation.json"),
-    *("precise_bn.npz", "curves.png", "checkpoints"),
+    *("precise_bn.npz", "curves.png", "detections.png", "checkpoints"),
 }
 NAMES_IN = "run/workdir.py"
 THEIRS = {"weights/huggingface.py": {"config.json"}}  # files of others with such a name

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import models
@@ -82,6 +83,11 @@ def check_labels(config: ConfigDict, facts: Facts) -> bool:
     return not changes
 
 
+def learned(config: ConfigDict) -> None:
+    """All parameters."""
+    del config
+
+
 def sums(config: ConfigDict) -> jax.Array:
     """No error yet."""
     del config
@@ -155,10 +161,15 @@ measure = scores.measure
 
 
 def conclude(
-    result: dict[str, Any], model: nn.Module, variables: Any, data: Any, folder: Workdir
+    result: dict[str, Any],
+    model: nn.Module,
+    variables: Any,
+    data: Any,
+    mesh: Mesh,
+    folder: Workdir,
 ) -> dict[str, Any]:
     """What the last line of a run has besides."""
-    del model, variables, data, folder
+    del model, variables, data, mesh, folder
     return {"accuracy": 1 - result["top1_error"]}
 
 

@@ -1,5 +1,7 @@
 """Learning-rate schedules and optimisers; SGD with momentum in the paper's form and torch's."""
 
+from collections.abc import Callable
+from operator import not_
 from typing import Any
 
 import jax
@@ -76,7 +78,9 @@ def error_warmup(
     return rate, error, warmed_up | (error < optim.warmup_until_error)
 
 
-def optimizer(optim: ConfigDict) -> optax.GradientTransformationExtraArgs:
+def optimizer(
+    optim: ConfigDict, learned: Callable[[Any], Any] | None = None
+) -> optax.GradientTransformationExtraArgs:
     """The optimiser `optim.name`; `update` takes `learning_rate` as an extra argument.
 
     Of optax's parts. Weights decay (`decay_mask`), and weights alone have a trust ratio:
@@ -89,6 +93,8 @@ def optimizer(optim: ConfigDict) -> optax.GradientTransformationExtraArgs:
       form of the velocity.
     - 'adamw' (Loshchilov & Hutter 2019), and 'lamb' (You et al. 2020): AdamW's step, decay
       included, times |w|/|step| for each layer.
+
+    With `learned`, which makes a tree of bool of the parameters', the others stay as they are.
     """
     rate = _scale_by_learning_rate()
     decay = optax.add_decayed_weights(optim.weight_decay, mask=decay_mask)
@@ -105,6 +111,8 @@ def optimizer(optim: ConfigDict) -> optax.GradientTransformationExtraArgs:
     steps = [clip, *parts[optim.name]]
     if optim.train_only == "head":
         steps.append(optax.masked(optax.set_to_zero(), not_head))
+    if learned:
+        steps.append(optax.masked(optax.set_to_zero(), lambda p: jax.tree.map(not_, learned(p))))
     return optax.chain(*steps)
 
 

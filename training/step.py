@@ -118,12 +118,16 @@ def state_from(config: ConfigDict, variables: Any) -> TrainState:
         step=jnp.int32(0),
         params=params,
         batch_stats=batch_stats,
-        opt_state=optim.optimizer(config.optim).init(params),
+        opt_state=_optimizer(config).init(params),
         ema=jax.tree.map(jnp.copy, ema),  # donated buffers must not be shared
         error_average=jnp.float32(1),
         warmed_up=jnp.bool_(False),
         window=Window.empty(task.of(config).sums(config)),
     )
+
+
+def _optimizer(config):
+    return optim.optimizer(config.optim, task.of(config).learned(config))
 
 
 def make_train_step(
@@ -138,7 +142,7 @@ def make_train_step(
     rate_at = optim.learning_rate(
         config.optim, num_steps=config.num_steps, batch_size=config.batch_size
     )
-    optimizer = optim.optimizer(config.optim)
+    optimizer = _optimizer(config)
 
     def step(state, batch):
         total = jax.lax.psum(batch["valid"].sum(), DATA_AXIS)

@@ -4,6 +4,7 @@ A task is a module with the functions of `Task`. A metrics line of an evaluation
 number that a checkpoint keeps (of classification's it is `top1_error`).
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -26,11 +27,14 @@ class Task(Protocol):
     def create(self, config: ConfigDict, facts: Facts) -> nn.Module:
         """The network for the data."""
 
-    def init(self, model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> Any:
+    def init(self, model: Any, key: jax.Array, image_shape: tuple[int, int, int]) -> Any:
         """Random `params` and `batch_stats` (traced)."""
 
     def load(self, config: ConfigDict, facts: Facts, variables: Any) -> Any:
         """`variables` with the weights of `config.init_from`."""
+
+    def learned(self, config: ConfigDict) -> Callable[[Any], Any] | None:
+        """Says which parameters a step may change: their tree as one of bool. None: all."""
 
     def sums(self, config: ConfigDict) -> Any:
         """Zeros of what `loss` counts besides: for classification errors, else sums by name."""
@@ -38,7 +42,7 @@ class Task(Protocol):
     def prepare(
         self,
         config: ConfigDict,
-        model: nn.Module,
+        model: Any,
         normalization: Normalization,
         step: jax.Array,
         batch: Batch,
@@ -46,7 +50,7 @@ class Task(Protocol):
         """What `loss` takes: arrays whose first axis is this device's images (in shard_map)."""
 
     def loss(
-        self, config: ConfigDict, model: nn.Module, variables: Any, part: Any, key: jax.Array
+        self, config: ConfigDict, model: Any, variables: Any, part: Any, key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         """`(loss, (batch_stats, sums))` of what `prepare` returned, or a part of it.
 
@@ -55,7 +59,7 @@ class Task(Protocol):
 
     def measure(
         self,
-        model: nn.Module,
+        model: Any,
         variables: Any,
         data: Any,
         split: str,
@@ -65,7 +69,13 @@ class Task(Protocol):
         """The values of a line of metrics.jsonl, or None when `stop()` ended it."""
 
     def conclude(
-        self, result: dict[str, Any], model: nn.Module, variables: Any, data: Any, folder: Workdir
+        self,
+        result: dict[str, Any],
+        model: Any,
+        variables: Any,
+        data: Any,
+        mesh: Mesh,
+        folder: Workdir,
     ) -> dict[str, Any]:
         """What the last line has besides; may leave files in the workdir (on one process)."""
 
@@ -77,4 +87,12 @@ def of(config: ConfigDict) -> Task:
     """The task of a config; nothing of the others is imported."""
     from training import classification
 
-    return {"classification": classification}[config.task]
+    if config.task == "classification":
+        return classification
+    if config.task == "detection":
+        from detection import task
+
+        return task
+    from detection import segmentation_task
+
+    return segmentation_task

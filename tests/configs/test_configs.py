@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 NETWORKS = [f"resnet{depth}" for depth in (18, 34, 50, 101, 152, 200)] + ["plain18", "plain34"]
 CORE = [
     path
-    for folder in (".", "data", "run", "testing", "training", "weights")
+    for folder in (".", "data", "detection", "run", "testing", "training", "weights")
     for path in (ROOT / folder).glob("*.py")
     if path != ROOT / "training" / "check.py"
 ]

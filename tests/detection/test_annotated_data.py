@@ -5,7 +5,6 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from detection import batches, coco, voc
@@ -24,9 +23,8 @@ DETECTION = {"max_objects": 8, "masks": True, "sides": (64, 96), "longer": 160}
 
 @pytest.fixture
 def config(tiny, coco_root):
-    with tiny.unlocked():
-        tiny.task, tiny.detection = "detection", ConfigDict(DETECTION)
-    tiny.update(dataset=f"coco:{coco_root}", batch_size=2)
+    tiny.detection.update(DETECTION)
+    tiny.update(task="detection", dataset=f"coco:{coco_root}", batch_size=2)
     tiny.data.update(resident=False, normalization="imagenet", num_threads=2)
     tiny.data.update(train_split="train2017", test_split="val2017")
     tiny.augment.flip, tiny.eval.batch_size = True, 4

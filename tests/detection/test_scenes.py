@@ -5,7 +5,6 @@ import zlib
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from detection import scenes
 from detection.data import open_data
@@ -21,9 +20,8 @@ def test_scenes():
 
 @pytest.fixture
 def config(tiny):
-    with tiny.unlocked():
-        tiny.detection = ConfigDict({"max_objects": 8, "masks": True})
-    tiny.update(dataset="scenes", batch_size=4)
+    tiny.detection.update(max_objects=8, masks=True)
+    tiny.update(task="detection", dataset="scenes", batch_size=4)
     tiny.augment.flip = True
     return tiny
 

@@ -3,7 +3,7 @@
 import ast
 
 CONFIGS = {"config", "c", "merged", "trained"}  # what a whole config is called
-GROUPS = {"model", "optim", "augment", "data", "eval"}
+GROUPS = {"model", "optim", "augment", "data", "detection", "eval"}
 
 
 def reads(tree):

@@ -1,0 +1,146 @@
+"""From a config to a detector or segmenter: what is refused, and the network."""
+
+import itertools
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import models
+from data.facts import Facts
+from detection.anchors import FPN_SIZES
+from detection.c4 import C4
+from detection.faster_rcnn import FasterRCNN
+from detection.images import MULTIPLE
+from detection.rpn import Limits
+from detection.sampling import ANCHORS, REGIONS
+from detection.segmentation import Segmenter
+from errors import UserError
+
+CANONICAL = 7  # smallest anchors: side of a region that is pooled from stride 16; 224 of 32 pixels
+# What only classification does, and the value that switches it off.
+OFF: dict[str, Any] = {
+    **{"augment.kind": "none", "augment.policy": "none", "augment.pca_noise": 0.0},
+    **{"augment.mixup": 0.0, "augment.cutmix": 0.0, "augment.erase": 0.0, "augment.repeats": 1},
+    **{"optim.loss": "softmax", "optim.label_smoothing": 0.0, "optim.train_only": "all"},
+    **{"optim.warmup_until_error": 0.0, "model.scan_blocks": False, "model.dtype": "float32"},
+    **{"data.normalization": "imagenet", "eval.protocol": "center", "eval.precise_bn": False},
+    **{"eval.ensemble": (), "replace_head": False},
+}
+
+
+def check_detection(config: ConfigDict) -> None:
+    """Raises UserError for a field that cannot work, or that a detector would not heed."""
+    _check_shared(config, ("fpn", "c4"))
+    if config.model.stem == "cifar" or config.model.output_stride != MULTIPLE:
+        raise UserError(
+            f"model.stem={config.model.stem!r}, model.output_stride={config.model.output_stride}: "
+            f"expected stem imagenet or deep and output_stride {MULTIPLE}, since a detector needs "
+            f"stages of strides 4 to {MULTIPLE}."
+        )
+    d = config.detection
+    for name in ("candidates", "proposals"):
+        if len(d[name]) != 2 or not all(n == int(n) >= 1 for n in d[name]):
+            raise UserError(
+                f"detection.{name}={d[name]}: expected two whole numbers above 0, in training and "
+                "in testing."
+            )
+    _check_network(config)
+
+
+def check_segmentation(config: ConfigDict) -> None:
+    """Raises UserError for a field that cannot work, or that a segmenter would not heed."""
+    _check_shared(config, ("fcn", "deeplabv3"))
+    if config.model.stem == "cifar":
+        raise UserError("model.stem='cifar': expected imagenet or deep with task=segmentation.")
+
+
+def _check_shared(config, networks):
+    d = config.detection
+    models.check(config.model)
+    for name, off in OFF.items():
+        group, _, last = name.rpartition(".")
+        value = (config[group] if group else config)[last]
+        if value != off:
+            raise UserError(
+                f"{name}={value!r}: expected {off!r} with task={config.task}, which has no other."
+            )
+    resident = config.dataset.partition(":")[0] == "scenes"
+    if config.data.resident != resident:
+        raise UserError(
+            f"data.resident={config.data.resident}: expected {resident} with dataset="
+            f"{config.dataset}: scenes lie on the devices, other images are streamed."
+        )
+    if d.network not in networks:
+        raise UserError(
+            f"detection.network={d.network!r}: expected one of {', '.join(networks)} with "
+            f"task={config.task}."
+        )
+    if not d.sides or not all(1 <= side == int(side) <= d.longer for side in d.sides):
+        raise UserError(
+            f"detection.sides={d.sides}: expected whole numbers from 1 to detection.longer="
+            f"{d.longer}."
+        )
+
+
+def _check_network(config):
+    d, levels = config.detection, len(FPN_SIZES)
+    if d.network == "c4":
+        if not d.anchors or tuple(d.anchors) != FPN_SIZES[-len(d.anchors) :]:
+            raise UserError(
+                f"detection.anchors={d.anchors}: with detection.network=c4 expected the last of "
+                f"{FPN_SIZES}."
+            )
+        if d.masks or not config.model.frozen_bn:
+            raise UserError(
+                f"detection.network=c4 with detection.masks={d.masks}, model.frozen_bn="
+                f"{config.model.frozen_bn}: expected no masks, and frozen_bn=True (appendix A)."
+            )
+        return
+    increasing = all(a <= b for a, b in itertools.pairwise((1, *d.anchors)))
+    if len(d.anchors) != levels or not increasing:
+        raise UserError(
+            f"detection.anchors={d.anchors}: expected {levels} sides from 1 pixel on, a level's "
+            "no smaller than those of the level before."
+        )
+
+
+def detector(config: ConfigDict, facts: Facts) -> FasterRCNN:
+    """The detector of a config for the classes of the data, the background among them."""
+    d = config.detection
+    in_training, in_testing = (
+        Limits(int(before), int(after))
+        for before, after in zip(d.candidates, d.proposals, strict=True)
+    )
+    shared: dict[str, Any] = {
+        "backbone": _backbone(config),
+        "num_classes": facts.num_classes,
+        "limits": in_testing,
+        "training_limits": in_training,
+        "anchors": ANCHORS._replace(number=d.anchor_samples),
+        "regions": REGIONS._replace(number=d.region_samples),
+    }
+    if d.network == "c4":
+        return C4(**shared, sizes=len(d.anchors))
+    return FasterRCNN(
+        **shared,
+        width=d.width,
+        hidden=d.hidden,
+        mask_convs=4 * d.masks,
+        anchor_sizes=tuple((float(side),) for side in d.anchors),
+        canonical_size=math.ceil(CANONICAL * d.anchors[0]),
+    )
+
+
+def segmenter(config: ConfigDict, facts: Facts) -> Segmenter:
+    """The segmenter of a config for the classes of the data, the background among them.
+
+    It has an auxiliary head, as torchvision's.
+    """
+    atrous = config.detection.network == "deeplabv3"
+    width = config.detection.width
+    return Segmenter(_backbone(config), facts.num_classes, atrous, width, auxiliary=True)
+
+
+def _backbone(config):
+    return models.create(config.model, 1).clone(num_classes=0)

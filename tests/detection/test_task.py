@@ -1,0 +1,204 @@
+"""Detection as a task of main.py: whole runs of a tiny detector on a few scenes."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from PIL import Image
+
+import evaluate
+import input_pipeline
+import predict
+import train
+from configs import command_line
+from detection import scenes
+from detection import task as detection
+from errors import UserError
+from models import resnet
+from models.block import BasicBlock
+from run.checkpoint import Checkpoints
+from run.mesh import make_mesh
+from run.workdir import Workdir
+from testing import opened_run
+from tests.support.reference_weights import write_safetensors
+from training import step as train_step
+from training.check import check
+from weights.torchvision import to_torch
+
+
+def make_config(**fields):
+    """Four steps on eight of the scenes; the stem stays as it is."""
+    config = command_line.recipe("configs/detection/scenes.py")
+    config.update(batch_size=4, num_steps=4, log_every=1, eval_every=2, checkpoint_every=2)
+    config.update(tensorboard=False)
+    config.model.update(depth=10, width=4)
+    config.optim.update(warmup_steps=0, learning_rate=0.01, weight_decay=0.1)
+    config.data.update(train_split="train[:12]", validation_size=4, test_split="test[:4]")
+    config.detection.update(width=8, hidden=8, candidates=(16, 16), proposals=(8, 8))
+    config.detection.update(anchor_samples=16, region_samples=8, frozen_stages=1)
+    config.eval.batch_size = 4
+    config.update_from_flattened_dict({name.replace("__", "."): v for name, v in fields.items()})
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_backbone():
+    """A depth of four blocks, which halves the time that compiling takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.IMAGENET, 10, resnet.Architecture((1, 1, 1, 1), BasicBlock))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(compilation_cache, tmp_path_factory):
+    """The workdir of a finished run on two devices, and its result."""
+    folder = tmp_path_factory.mktemp("detection") / "run"
+    return folder, train.train(make_config(), folder)
+
+
+def opened(folder):
+    return opened_run.load(folder, task=detection)
+
+
+def arrays(folder):
+    return Checkpoints(folder, read_only=True).read()[0]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_run_says_what_it_has_learned(finished):
+    folder, result = finished
+    found = lines(folder)
+    assert [(line["step"], line["split"]) for line in found] == [
+        *((1, "train"), (2, "train"), (2, "validation"), (3, "train"), (4, "train")),
+        *((4, "validation"), (4, "test")),
+    ]
+    parts = {name: value for name, value in found[0].items() if name.startswith("loss_")}
+    assert set(parts) == set(detection.LOSSES)
+    assert found[0]["loss"] == pytest.approx(sum(parts.values()), rel=1e-5)
+    assert result["images"] == 4 and result["error"] == 1 - result["AP"] / 100
+    assert {"AP", "AP50", "AP75"} <= set(found[-1])
+    assert Image.open(Workdir(folder).detections).size == (4 * 320, 320)
+    assert (folder / "curves.png").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(finished, tmp_path):
+    """Killed after step 3, of which there is a line and no checkpoint."""
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints" / "4")
+    text = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text("".join(text.splitlines(True)[:4]))
+    before = arrays(folder)
+    assert train.train(make_config(), folder)["AP"] == finished[1]["AP"]
+    assert (folder / "metrics.jsonl").read_text() == text
+    whole, again = arrays(finished[0]), arrays(folder)
+    assert whole.keys() == again.keys()
+    assert all(np.array_equal(whole[name], again[name]) for name in whole)
+    # What is frozen stays, also from weight decay.
+    moved = {name: not np.array_equal(before[name], again[name]) for name in again}
+    assert not moved["params.backbone.stem_conv.kernel"]
+    assert moved["params.backbone.stage1.block1.conv1.kernel"]
+
+
+@pytest.mark.slow
+def test_two_devices_learn_as_one(finished):
+    """The first losses: samples, BN statistics and counts are those of the whole batch."""
+    config, mesh = make_config(), make_mesh(jax.devices()[:1])
+    data = input_pipeline.open_data(config, mesh)
+    model = detection.create(config, data.facts)
+    params = train_step.create_state(config, model, data.facts.image_shape).evaluation_variables()
+
+    def losses(variables, order, feed):
+        _, batch = data.draw(order, 0, feed)
+        part = detection.prepare(config, model, data.facts.normalization, 0, batch)
+        return detection.loss(config, model, variables, part, None)[1][1]
+
+    alone = jax.shard_map(
+        losses, mesh=mesh, in_specs=(P(), P(), data.feed_spec), out_specs=P(), check_vma=False
+    )
+    sums = jax.jit(alone)(params, data.initial_order(), next(data.feed(0)))
+    line = lines(finished[0])[0]
+    for name in detection.LOSSES:
+        assert line[name] == pytest.approx(sums[name].item() / config.batch_size, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_workdir_is_tested_and_predicts(finished, tmp_path, capsys):
+    folder, result = finished
+    config = opened(folder).config
+    tested = evaluate.run(config, str(folder))
+    assert {name: tested[name] for name in ("AP", "AP50", "images")} == {
+        name: result[name] for name in ("AP", "AP50", "images")
+    }
+    assert f"scenes test, center: AP {result['AP']:.1f}" in capsys.readouterr().out
+    photo = tmp_path / "photo.png"
+    Image.fromarray(scenes.load("test").images[0]).save(photo)
+    words = [f"--workdir={folder}", str(photo), f"--picture_dir={tmp_path / 'out'}"]
+    assert predict.main([*words, "--min_score=0", "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert "detections" in entry and len(list((tmp_path / "out").iterdir())) == 1
+    with pytest.raises(UserError, match="this run has learned detection"):
+        opened_run.load(folder)
+
+
+@pytest.mark.slow
+def test_a_classifiers_backbone_and_weights_of_another_head(finished, tmp_path):
+    run = opened(finished[0])
+    backbone = {kind: dict(tree["backbone"]) for kind, tree in run.variables.items()}
+    ones = jax.tree.map(np.ones_like, backbone)
+    ones["params"]["head"] = {"kernel": np.ones((32, 7)), "bias": np.ones(7)}
+    path = tmp_path / "classifier.safetensors"
+    state = {name: np.asarray(array, np.float32) for name, array in to_torch(ones).items()}
+    write_safetensors(path, state, {"format": "pt"})
+    config = make_config(init_from=str(path), model__frozen_bn=True)
+    variables = detection.load(config, run.facts, run.variables)
+    assert jax.tree.structure(variables) == jax.tree.structure(run.variables)
+    loaded = variables["params"]
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(loaded["backbone"]))
+    np.testing.assert_array_equal(
+        loaded["fpn"]["inner1"]["conv"]["bias"],
+        run.variables["params"]["fpn"]["inner1"]["conv"]["bias"],
+    )
+    narrow = {name: array[:1] if array.ndim else array for name, array in state.items()}
+    write_safetensors(path, narrow, {"format": "pt"})
+    with pytest.raises(UserError, match=r"classifier\.safetensors"):
+        detection.load(config, run.facts, run.variables)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"detection__network": "yolo"}, "detection.network='yolo': expected one of 'fpn', 'c4'"),
+        ({"task": "captions"}, "task='captions': expected one of"),
+        ({"data__resident": False}, "data.resident=False: expected True with dataset=scenes"),
+        ({"task": "segmentation"}, "detection.network='fpn': expected one of fcn, deeplabv3"),
+        ({"augment__mixup": 0.2}, "augment.mixup=0.2: expected 0.0 with task=detection"),
+        ({"optim__label_smoothing": 0.1}, "optim.label_smoothing=0.1: expected 0.0"),
+        ({"model__stem": "cifar", "model__depth": 20}, "expected stem imagenet or deep"),
+        ({"model__output_stride": 16}, "model.output_stride=16"),
+        ({"detection__anchors": (8, 16)}, "expected 5 sides"),
+        ({"detection__anchors": (8, 16, 12, 64, 128)}, "no smaller than"),
+        ({"detection__proposals": (8,)}, "detection.proposals=(8,): expected two whole numbers"),
+        ({"detection__sides": (256,)}, "expected whole numbers from 1 to detection.longer=128"),
+        ({"detection__network": "c4"}, "with detection.network=c4 expected the last of"),
+        (
+            {"detection__network": "c4", "detection__anchors": (256, 512)},
+            "model.frozen_bn=False: expected no masks, and frozen_bn=True",
+        ),
+        ({"detection__max_objects": 0}, "detection.max_objects=0: expected a number"),
+        ({"detection__frozen_stages": 6}, "detection.frozen_stages=6"),
+        ({"eval__protocol": "10crop"}, "eval.protocol='10crop': expected 'center'"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(fields, message):
+    with pytest.raises(UserError) as error:
+        check(make_config(**fields), devices=2)
+    assert message in str(error.value)
+    check(make_config(), devices=2)
