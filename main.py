@@ -137,6 +137,9 @@ def _summary(config, workdir, weight_file):
 
     num_classes, image_shape = input_pipeline.classes_and_shape(config)
     model = models.create(config.model, num_classes)
+    if config.task != "classification":
+        print("The backbone alone, which the layers of detection or segmentation follow:\n")
+        model = model.clone(num_classes=0)
     print(summary.format_table(summary.summary(model, image_shape)))
 
 

@@ -34,19 +34,28 @@ def load(config: ConfigDict, facts: Facts, variables: Any) -> Any:
     Of a classifier the backbone is taken, and the rest stays random.
 
     Raises:
-      UserError: the file cannot be read, or does not fit the network or the classes.
+      UserError: the file cannot be read, or does not fit the network or the classes; or it is a
+        classifier's, and `variables` are only shapes.
     """
     import weights  # readers of foreign files
 
     path = config.init_from
     if found := weights.detector(path):
+        count = found.fields["num_classes"]
+        other = count != facts.num_classes and f"{count} classes with the background"
         if found.label_names and tuple(found.label_names) != facts.label_names:
+            other = f"other classes ({', '.join(found.label_names)})"
+        if other:
             raise UserError(
-                f"{path}: detects {', '.join(found.label_names)}; the data have "
-                f"{', '.join(facts.label_names)}. Give the weights of a classifier, whose backbone "
-                "is taken, or of a detector of these classes."
+                f"{path}: its heads are of {other}; {facts.dataset} has {facts.num_classes} "
+                f"({', '.join(facts.label_names[:5])}, …). Give the weights of a classifier, whose "
+                "backbone is taken, or of a network of these classes."
             )
         return weights.load_detector(found, variables)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables)):
+        raise UserError(
+            f"{path}: holds no detector or segmenter that could be tested; give the weights of one."
+        )
     template = {kind: dict(tree["backbone"]) for kind, tree in variables.items()}
     template["params"]["head"] = {"kernel": np.zeros((1, 1)), "bias": np.zeros(1)}
     backbone, notes = weights.load_weights(path, config.model, template, replace_head=True)

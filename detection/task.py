@@ -137,7 +137,8 @@ def measure(
 
     Returns:
       `{'AP', 'AP50', …, 'error', 'images'}`, with masks `'mask_AP'` and so on too; of VOC's sets
-      `'mAP'` by area and `'mAP_11points'`. 'error' is 1 less the first of them as a share. With
+      `'mAP'` as its year defines it (2007 with 11 points, later ones by area), and the other one
+      as `'mAP_area'` or `'mAP_11points'`. 'error' is 1 less the first of them as a share. With
       corrupt records also `'masked_images'` and `'masked_records'`.
     """
     found: dict[int, Objects] = {}
@@ -151,8 +152,10 @@ def measure(
     everything = gathered_objects({place[i]: one for i, one in found.items()}, len(there))
     truth = [data.annotated(split)[index] for index in there]
     if "voc" in data.facts.dataset:
-        result = voc_ap(everything, truth)
-        result["mAP_11points"] = voc_ap(everything, truth, eleven_points=True)["mAP"]
+        old = "2007" in f"{data.facts.dataset} {data.listing(split).split}"
+        result = voc_ap(everything, truth, eleven_points=old)
+        other = voc_ap(everything, truth, eleven_points=not old)["mAP"]
+        result["mAP_area" if old else "mAP_11points"] = other
     else:
         result = coco_ap(everything, truth, masks=bool(model.mask_convs))
     best = next(iter(result.values()))

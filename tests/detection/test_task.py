@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
@@ -14,8 +16,11 @@ import input_pipeline
 import predict
 import train
 from configs import command_line
+from data.facts import Facts
+from data.normalization import CONSTANTS
 from detection import scenes
 from detection import task as detection
+from detection.classes import COCO, VOC
 from errors import UserError
 from models import resnet
 from models.block import BasicBlock
@@ -23,8 +28,10 @@ from run.checkpoint import Checkpoints
 from run.mesh import make_mesh
 from run.workdir import Workdir
 from testing import opened_run
+from tests.support import detection_reference
 from tests.support.reference_weights import write_safetensors
 from training import step as train_step
+from training import task
 from training.check import check
 from weights.torchvision import to_torch
 
@@ -149,7 +156,7 @@ def test_a_workdir_is_tested_and_predicts(finished, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_classifiers_backbone_and_weights_of_another_head(finished, tmp_path):
+def test_a_classifiers_backbone_is_taken(finished, tmp_path):
     run = opened(finished[0])
     backbone = {kind: dict(tree["backbone"]) for kind, tree in run.variables.items()}
     ones = jax.tree.map(np.ones_like, backbone)
@@ -170,6 +177,21 @@ def test_a_classifiers_backbone_and_weights_of_another_head(finished, tmp_path):
     write_safetensors(path, narrow, {"format": "pt"})
     with pytest.raises(UserError, match=r"classifier\.safetensors"):
         detection.load(config, run.facts, run.variables)
+
+
+@pytest.mark.slow
+def test_weights_of_another_head(tmp_path):
+    stored = np.load(detection_reference.FILE)
+    path = str(tmp_path / "detector.safetensors")
+    state = detection_reference.state_dict(stored, "mask_rcnn")
+    write_safetensors(path, state, {"format": "pt"})
+    config = make_config(init_from=path)
+    facts = input_pipeline.open_data(config, make_mesh()).facts
+    with pytest.raises(UserError, match=r"detector\.safetensors: its heads are of 6 classes"):
+        opened_run.from_weight_file(config, facts, detection)
+    facts = facts._replace(label_names=facts.label_names[:6])
+    with pytest.raises(UserError, match="holds Mask R-CNN .* not all of that network"):
+        opened_run.from_weight_file(config, facts, detection)
 
 
 @pytest.mark.parametrize(
@@ -202,3 +224,31 @@ def test_what_cannot_work_is_refused_by_name(fields, message):
         check(make_config(**fields), devices=2)
     assert message in str(error.value)
     check(make_config(), devices=2)
+
+
+PUBLISHED = {  # torchvision's numbers of parameters, without frozen normalisation's
+    "coco_r50_fpn": 41_755_286,
+    "coco_mask_r50_fpn": 44_401_393,
+}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path("configs/detection").glob("*.py")), ids=lambda p: p.stem
+)
+def test_recipes_build(path):
+    config = command_line.recipe(f"{path}:quick")
+    check(config, devices=2)
+    check(config := command_line.recipe(str(path)), devices=1)
+    names = VOC if path.stem.startswith("voc") else COCO
+    facts = Facts("", names, (64, 64, 3), CONSTANTS["imagenet"], 0)
+    learned = task.of(config)
+    model, key = learned.create(config, facts), jax.random.key(0)
+    params = jax.eval_shape(lambda: learned.init(model, key, facts.image_shape))["params"]
+    changes = learned.learned(config)(params)
+    assert jax.tree.structure(changes) == jax.tree.structure(params)
+    assert all(jax.tree.leaves(changes)) != config.model.frozen_bn
+    if path.stem in PUBLISHED:
+        flat = traverse_util.flatten_dict(params)
+        frozen = {p[:-1] for p in flat if p[-1] == "scale"}
+        count = sum(leaf.size for p, leaf in flat.items() if p[:-1] not in frozen)
+        assert count == PUBLISHED[path.stem]
