@@ -278,6 +278,11 @@ def main(argv: Sequence[str] | None) -> int:
         from detection.network import open_weights  # imports the readers of foreign files
 
         found = open_weights(flags.weights)
+    elif (config := Workdir(flags.workdir).read_config()).task != "classification":
+        from detection.network import of_run
+        from training import task
+
+        found = of_run(load(flags.workdir, flags.which, task.of(config))), ""
     of_image: Iterator[dict[str, Any]]
     if found:
         detector, said = found
@@ -287,12 +292,6 @@ def main(argv: Sequence[str] | None) -> int:
     elif flags.weights:
         network, said = weights_alone(flags.weights)
         of_image = _classified(network, paths, flags)
-    elif (config := Workdir(flags.workdir).read_config()).task != "classification":
-        from detection.network import of_run
-        from training import task
-
-        said, run = "", load(flags.workdir, flags.which, task.of(config))
-        of_image = _detected(of_run(run), paths, flags)
     else:
         said = ""
         of_image = _classified(load(flags.workdir, which=flags.which), paths, flags)

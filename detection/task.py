@@ -150,7 +150,8 @@ def measure(
     there = sorted(map(int, gathered(map(str, found))))
     place = {index: i for i, index in enumerate(there)}  # all, but for corrupt ones
     everything = gathered_objects({place[i]: one for i, one in found.items()}, len(there))
-    truth = [data.annotated(split)[index] for index in there]
+    annotated = data.annotated(split)
+    truth = [annotated[index] for index in there]
     if "voc" in data.facts.dataset:
         old = "2007" in f"{data.facts.dataset} {data.listing(split).split}"
         result = voc_ap(everything, truth, eleven_points=old)
