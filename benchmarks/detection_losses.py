@@ -2,15 +2,18 @@
 
 `python -m benchmarks.detection_losses`, where torch and torchvision are installed beside the
 project's own requirements, writes benchmarks/detection_losses.md. The networks are those of
-`benchmarks.detection_networks`; two photographs of different sizes lie in one array. torchvision's
-samplers are replaced by ours, so that both learn from the same anchors and regions. Each network
-can be run for itself (`--networks`); the report keeps the rows of the others.
+`benchmarks.detection_networks`; two photographs of different sizes lie in one array. Both learn
+from the same anchors, which torchvision takes as our sampler does, and from all of 200 proposals:
+of thousands, two of equal scores but for rounding may have changed places, and one be taken.
+With statistics of the batch, torchvision in float32 and ours are held against it in float64.
+Each network can be run for itself (`--networks`); the report keeps the rows of the others.
 """
 
+import copy
 import functools
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +26,7 @@ from benchmarks import reports
 from benchmarks.detection_networks import (
     DETECTORS,
     SEGMENTERS,
+    calibrate,
     of_others,
     photographs,
     torch_network,
@@ -31,12 +35,14 @@ from benchmarks.detection_parity import with_torch
 from data.normalization import CONSTANTS
 from detection import network
 from detection.losses import IGNORED
-from detection.sampling import Sampling, balanced
+from detection.rpn import Limits
+from detection.sampling import REGIONS, Sampling, balanced
 from detection.segmentation import AUXILIARY, Segmenter
 
-HEAD = ("network", "BN", "losses", "Δ of a loss", "arrays", "Δ of a gradient", "of")
-# Only these have batch normalisation that is not frozen in torchvision's own training.
-TRAINED_BN = (*SEGMENTERS, "fasterrcnn_resnet50_fpn_v2")
+HEAD = ("network", "BN", "losses", "whose", "Δ of a loss", "arrays", "Δ of a gradient", "of")
+LIMITS = Limits(before=2000, after=200)  # of proposals
+CLASSES = 21  # of objects, no more than any network here has
+ALL = 10**6  # more regions than there are
 
 
 class Batch(NamedTuple):
@@ -98,11 +104,8 @@ def their_losses(model: Any, batch: Batch, net: Any, frozen: bool) -> tuple[dict
     """
     import torch
 
-    for module in model.train().modules():
-        if isinstance(module, torch.nn.Dropout) or (frozen and "BatchNorm" in str(type(module))):
-            module.eval()
+    images = training(model, batch, frozen)
     model.zero_grad()
-    images = torch.tensor(batch.images).permute(0, 3, 1, 2)
     losses = (_of_detector if hasattr(model, "roi_heads") else _of_segmenter)(
         model, images, batch, net
     )
@@ -112,6 +115,17 @@ def their_losses(model: Any, batch: Batch, net: Any, frozen: bool) -> tuple[dict
         for name, p in model.named_parameters()
     }
     return {k: float(v.detach()) for k, v in losses.items()}, gradients
+
+
+def training(model: Any, batch: Batch, frozen: bool) -> Any:
+    """Lets a network train, but for dropout and frozen normalisation; returns its images."""
+    import torch
+
+    for module in model.train().modules():
+        if isinstance(module, torch.nn.Dropout) or (frozen and "BatchNorm" in str(type(module))):
+            module.eval()
+    images = torch.tensor(batch.images).permute(0, 3, 1, 2)
+    return images.to(next(model.parameters()).dtype)
 
 
 def _of_segmenter(model, images, batch, _):
@@ -128,26 +142,18 @@ def _of_segmenter(model, images, batch, _):
 
 def _of_detector(model, images, batch, net):
     from torch import tensor
+    from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
     from torchvision.models.detection.image_list import ImageList
 
-    targets, numbers = [], (batch.labels > 0).sum(1)
-    for i, n in enumerate(numbers):
+    targets = []
+    for i, n in enumerate((batch.labels > 0).sum(1)):
         boxes, labels = tensor(batch.boxes[i, :n]), tensor(batch.labels[i, :n]).long()
         targets.append({"boxes": boxes, "labels": labels, "masks": tensor(batch.masks[i, :n])})
-    keys = jax.vmap(functools.partial(jax.random.split, num=2), out_axes=1)(batch.keys)
     limits, rpn = net.training_limits, model.rpn
     rpn._pre_nms_top_n["training"], rpn._post_nms_top_n["training"] = limits.before, limits.after
-    rpn.fg_bg_sampler = _sampler(keys[0], net.anchors, lambda count, _: np.arange(count))
-    places = limits.after + batch.labels.shape[1]
-
-    def of_region(count, i):
-        """Where ours has torchvision's candidates: those that only fill up lie between."""
-        index = np.arange(count)
-        return np.where(
-            index < count - numbers[i], index, index + limits.after - count + numbers[i]
-        )
-
-    model.roi_heads.fg_bg_sampler = _sampler(keys[1], net.regions, of_region, places)
+    keys, _ = jax.vmap(jax.random.split, out_axes=1)(batch.keys)
+    rpn.fg_bg_sampler = _sampler(keys, net.anchors)
+    model.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(ALL, 0.5)
     features = model.backbone(images)
     features = features if isinstance(features, dict) else {"0": features}
     listed = ImageList(images, [tuple(map(int, size)) for size in batch.sizes])
@@ -156,22 +162,17 @@ def _of_detector(model, images, batch, net):
     return of_anchors | of_regions
 
 
-def _sampler(
-    keys: Any, sampling: Sampling, place: Callable[[int, int], np.ndarray], places: int = 0
-) -> Callable[[Any], Any]:
+def _sampler(keys: Any, sampling: Sampling) -> Callable[[Any], Any]:
     """torchvision's sampler, which takes what `balanced` takes."""
     import torch
 
     def sampler(labels):
         masks = []
-        for i, (key, kinds) in enumerate(zip(keys, labels, strict=True)):
-            where = place(len(kinds), i)
-            all_kinds = np.full(places or len(kinds), -1)
-            all_kinds[where] = kinds.numpy()
-            taken = balanced(key, jnp.array(all_kinds >= 1), jnp.array(all_kinds == 0), sampling)
-            mask = np.zeros(len(all_kinds), bool)
+        for key, kinds in zip(keys, labels, strict=True):
+            which = [jnp.array(mask) for mask in (kinds >= 1, kinds == 0)]
+            taken = balanced(key, *which, sampling)
+            mask = torch.zeros(len(kinds), dtype=torch.bool)
             mask[np.asarray(taken.indices)[np.asarray(taken.valid)]] = True
-            mask = torch.tensor(mask[where])
             masks.append((mask & (kinds >= 1), mask & (kinds == 0)))
         return [list(x) for x in zip(*masks, strict=True)]
 
@@ -202,7 +203,9 @@ def our_losses(net: Any, variables: Any, batch: Batch) -> tuple[dict, Any]:
 
 def as_ours(opened: Any, shapes: Any, model: Any, gradients: Any) -> Any:
     """torchvision's gradients in the places of our parameters."""
-    arrays = {k: v.detach().numpy() for k, v in (dict(model.named_buffers()) | gradients).items()}
+    arrays = {
+        k: v.detach().float().numpy() for k, v in (dict(model.named_buffers()) | gradients).items()
+    }
     return weights.load_detector(opened._replace(arrays=arrays), shapes)["params"]
 
 
@@ -219,34 +222,41 @@ def differences(ours: Any, theirs: Any) -> tuple[float, str, int]:
     return found[worst], worst, len(found)
 
 
-def compared(name: str, shape: tuple[int, int], folder: Path) -> list[Sequence[Any]]:
+def compared(name: str, shape: tuple[int, int], folder: Path) -> Iterator[Sequence[Any]]:
     """The table's rows of a network."""
     import safetensors.torch
     import torch
 
     with torch.no_grad():
         model, _ = torch_network(name, min(shape), max(shape))
-    path = str(folder / f"{name}.safetensors")
-    safetensors.torch.save_file(model.state_dict(), path)
-    opened, file = network.open_weights(path), weights.detector(path)
-    assert opened and file, f"{path}: no detector"
-    rows: list[Sequence[Any]] = []
-    batch = made(shape, opened[0].model.num_classes)
-    for frozen in (True, False) if name in TRAINED_BN else (True,):
+    batch = made(shape, CLASSES)
+    for frozen in (True, False) if name in SEGMENTERS else (True,):
+        if not frozen:  # other activations need other last layers
+            with torch.no_grad():
+                calibrate(model, functools.partial(model, training(model, batch, frozen)))
+        path = str(folder / f"{name}.safetensors")
+        safetensors.torch.save_file(model.state_dict(), path)
+        opened, file = network.open_weights(path), weights.detector(path)
+        assert opened and file, f"{path}: no detector"
         net = opened[0].model
         net = net.clone(backbone=net.backbone.clone(frozen_bn=frozen))
-        theirs, gradients = their_losses(model, batch, net, frozen)
-        losses, ours = our_losses(net, opened[0].variables, batch)
+        if name in DETECTORS:
+            every = REGIONS._replace(number=ALL, share=0.5)
+            net = net.clone(training_limits=LIMITS, regions=every)
+        found = {"ours": our_losses(net, opened[0].variables, batch)}
         shapes = network.variable_shapes(net)
-        apart, worst, count = differences(ours, as_ours(file, shapes, model, gradients))
-        said = ", ".join(
-            f"{key.removeprefix('loss_')} {value:.4f}" for key, value in theirs.items()
-        )
-        off = max(abs(losses[key] / value - 1) for key, value in theirs.items())
+        as_tree = functools.partial(as_ours, file, shapes, model)
+        exact, gradients = their_losses(model, batch, net, frozen)
+        if not frozen:  # here rounding grows: both are held against float64
+            found["torchvision in float32"] = exact, as_tree(gradients)
+            double = copy.deepcopy(model).double()
+            exact, gradients = their_losses(double, batch, net, frozen)
+        said = ", ".join(f"{key.removeprefix('loss_')} {value:.4f}" for key, value in exact.items())
         kind = "frozen" if frozen else "of the batch"
-        rows.append((name, kind, said, f"{off:.1e}", count, f"{apart:.1e}", worst))
-        print(*rows[-1], flush=True)
-    return rows
+        for whose, (losses, tree) in found.items():
+            apart, worst, count = differences(tree, as_tree(gradients))
+            off = max(abs(losses[key] / value - 1) for key, value in exact.items())
+            yield name, kind, said, whose, f"{off:.1e}", count, f"{apart:.1e}", worst
 
 
 def main(argv: Sequence[str] | None) -> None:
@@ -258,7 +268,9 @@ def main(argv: Sequence[str] | None) -> None:
     versions, rows = with_torch(), []
     with tempfile.TemporaryDirectory() as folder:
         for name in flags.networks:
-            rows += compared(name, tuple(flags.shape), Path(folder))
+            for row in compared(name, tuple(flags.shape), Path(folder)):
+                print(*row, flush=True)
+                rows.append(row)
     lines = [versions, "", *reports.table(HEAD, of_others(flags.report, flags.networks) + rows)]
     reports.write(flags.report, "Losses and gradients against torchvision", flags.command, lines)
 

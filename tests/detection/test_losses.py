@@ -205,6 +205,17 @@ def test_a_detector_without_a_pyramid_learns_as_torchvisions(stored, tmp_path):
     assert_torchvisions(stored[0], "c4", found, gradients)
 
 
+@pytest.mark.slow
+def test_a_segmenter_learns_as_torchvisions(stored, tmp_path):
+    net, variables, _ = support.opened(stored[1], "fcn", tmp_path)
+    images, *_, pixels, _ = support.batch()
+    whole = np.full((2, 2), images.shape[1:3], np.int32)
+    found = jax.jit(functools.partial(net.apply, method="losses"))(variables, images, whole, pixels)
+    for key, (value, count) in found.items():
+        np.testing.assert_allclose(value / count, stored[0][f"fcn/{key}"], rtol=1e-4)
+    assert len(found) == 2
+
+
 # ---- Parts
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import weights
-from benchmarks.detection_losses import as_ours, made, their_losses
+from benchmarks.detection_losses import ALL, as_ours, made, their_losses
 from detection import network
 from detection.rpn import Limits
 from detection.sampling import ANCHORS, REGIONS
@@ -22,7 +22,6 @@ from tests.support.reference_weights import write_safetensors
 FILE = pathlib.Path(__file__).parent / "files" / "detection_losses.npz"
 NETWORKS = ("mask_rcnn", "c4", "fcn")
 SHAPE = (96, 128)
-ALL = 10**5  # more than there is
 
 
 def batch():
