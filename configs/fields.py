@@ -49,7 +49,8 @@ _POSITIVE = Range(0, math.inf)
 FIELDS = {
     "dataset": Field(
         "tfds:imagenet2012",
-        "digits, mnist_5k, cifar10, cifar100, fashion_mnist, mnist, tfds:NAME or folder:PATH",
+        "digits, mnist_5k, cifar10, cifar100, fashion_mnist, mnist, tfds:NAME or folder:PATH; with "
+        "objects scenes, coco:FOLDER, voc:FOLDER or tfds:NAME",
     ),
     "task": Field(
         "classification", "what is learned", ("classification", "detection", "segmentation")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from detection.average_precision import pycocotools
 from detection.masks import MASK_FROM
 from detection.network import Objects
 
@@ -49,13 +50,20 @@ def certain(image: np.ndarray, found: Objects, label_names: Sequence[str]) -> Im
 
     Args:
       image: uint8 `[height, width, 3]`.
-      found: what to draw; masks are not.
+      found: what to draw, with masks of the image as run lengths, or none.
       label_names: by label.
     """
-    tile = as_tile(image)
+    tile, masks = as_tile(image), None
     sure, scale = found.scores >= SURE, np.float32(tile.shape[0] / image.shape[0])
-    sides = found.boxes[sure] * scale
-    return objects(tile, Objects(sides, found.scores[sure], found.labels[sure]), label_names)
+    if found.masks is not None and sure.any():
+        chosen = [mask for mask, drawn in zip(found.masks, sure, strict=True) if drawn]
+        rows, columns = (
+            np.arange(new) * old // new
+            for new, old in zip(tile.shape[:2], image.shape[:2], strict=True)
+        )
+        masks = pycocotools("mask").decode(chosen)[rows][:, columns].transpose(2, 0, 1)
+    shown = Objects(found.boxes[sure] * scale, found.scores[sure], found.labels[sure], masks)
+    return objects(tile, shown, label_names)
 
 
 def as_tile(image: np.ndarray) -> np.ndarray:

@@ -184,6 +184,7 @@ def draw_first(
     path = folder.detections
     with files.explained(path, "free space"), files.whole(path) as temporary:
         draw.sheet(pictures).save(temporary, "png")
+    LOG.info("%s shows what is found in the first test images.", path)
 
 
 def masked(data: Any, split: str, number: int) -> dict[str, Any]:
