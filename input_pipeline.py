@@ -36,6 +36,10 @@ def open_data(config: ConfigDict, mesh: Mesh) -> "Resident | Streamed":
 
         return of_objects.open_data(config, mesh)
     if config.data.resident:
+        if config.dataset.partition(":")[0] == "single_scenes":
+            from detection.resident import SingleScenes
+
+            return SingleScenes(config, mesh)
         from data.resident import Resident
 
         return Resident(config, mesh)

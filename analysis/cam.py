@@ -118,22 +118,25 @@ def _pooled(model, endpoint, features):
     return features
 
 
-def box(activation_map: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-    """The box around the largest region above 20 % of the map's maximum.
+def box(
+    activation_map: np.ndarray, height: int, width: int, threshold: float = BOX_THRESHOLD
+) -> tuple[int, int, int, int]:
+    """The box around the largest region above a share of the map's maximum.
 
     Args:
       activation_map: float `[h, w]`, enlarged bilinearly to the image first and scaled to 0 … 1.
       height, width: of the image in pixels.
+      threshold: the share, from 0 to 1.
 
     Returns:
       `(left, top, right, bottom)` in pixels, right and bottom exclusive; the whole image when the
       map is constant.
     """
+    if np.ptp(activation_map) == 0:  # enlarged, its values could differ in the last bit
+        return (0, 0, width, height)
     smooth = cv2.resize(np.asarray(activation_map, np.float32), (width, height))
     low, high = smooth.min(), smooth.max()
-    if high <= low:
-        return (0, 0, width, height)
-    mask = np.asarray((smooth - low) / (high - low) > BOX_THRESHOLD, np.uint8)
+    mask = np.asarray((smooth - low) / (high - low) > threshold, np.uint8)
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask)
     left, top, box_width, box_height, _ = stats[1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])]
     return (int(left), int(top), int(left + box_width), int(top + box_height))

@@ -84,7 +84,11 @@ def open_source(dataset: str, split: str, data_dir: str) -> Source:
 
 
 class FolderSource:
-    """Images of PATH/<split>/<class>/*; the classes are those of PATH/train where that exists."""
+    """Images of PATH/<split>/<class>/*; the classes are those of PATH/train where that exists.
+
+    Attributes:
+      names: of the images, in their order: their paths below PATH.
+    """
 
     def __init__(self, root: Path, split: str, data_dir: str):
         self._root = root
@@ -96,7 +100,7 @@ class FolderSource:
         if empty:
             LOG.warning("%s: class folders without images: %s", root / owner, empty[:10])
         labels = {name: label for label, name in enumerate(self.label_names)}
-        self._paths: list[str] = []
+        self.names: list[str] = []
         self._labels: list[int] = []
         for name, start, stop in pieces:
             unknown = sorted(set(listing(name)) - set(labels))
@@ -107,28 +111,28 @@ class FolderSource:
                 )
             paths = [path for images in listing(name).values() for path in images]
             owners = [labels[c] for c, images in listing(name).items() for _ in images]
-            self._paths += paths[start:stop]
+            self.names += paths[start:stop]
             self._labels += owners[start:stop]
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.names)
 
     @functools.cached_property
     def _sizes(self) -> list[int]:
         if not files.is_remote(self._root):
             return sizes_of(self._files())
-        splits = {path.partition("/")[0] for path in self._paths}
+        splits = {path.partition("/")[0] for path in self.names}
         below = {split: cast(Any, self._root / split).sizes() for split in splits}
-        parts = (path.partition("/") for path in self._paths)
+        parts = (path.partition("/") for path in self.names)
         return [below[split].get(path, -1) for split, _, path in parts]
 
     def _files(self) -> list[str]:
-        return [f"{self._root}/{path}" for path in self._paths]
+        return [f"{self._root}/{path}" for path in self.names]
 
     @functools.cached_property
     def digest(self) -> str:
         """See `Source`."""
-        listing = zip(self._paths, self._labels, self._sizes, strict=True)
+        listing = zip(self.names, self._labels, self._sizes, strict=True)
         return digest_of(f"{path}\0{label}\0{size}" for path, label, size in listing)
 
     @functools.cached_property
@@ -137,7 +141,7 @@ class FolderSource:
         return "" if files.is_remote(self._root) else contents_of(self._files(), self._sizes)
 
     def __getitem__(self, index: int) -> Record:
-        path = self._paths[index]
+        path = self.names[index]
         try:
             return Record(decode.read(self._root / path), self._labels[index], path)
         except (OSError, DecodeError) as error:

@@ -207,6 +207,12 @@ class _Subset:
         return self._source.contents
 
     @property
+    def names(self) -> list[str]:
+        """Those of an image folder."""
+        names = cast(Any, self._source).names
+        return [names[i] for i in self._indices]
+
+    @property
     def shapes(self) -> np.ndarray:
         """Those of annotated images (`detection.annotated`)."""
         return cast(Any, self._source).shapes[self._indices]

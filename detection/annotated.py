@@ -11,6 +11,9 @@ import numpy as np
 from data import decode, sources
 from errors import UserError
 
+# Box, label, whether it is a crowd, and area; an area of None is the box's.
+Object = tuple[Sequence[float], int, bool, float | None]
+
 
 class Annotated(NamedTuple):
     """An image and its objects.
@@ -62,11 +65,11 @@ def _pixels(shape):
 def annotated(
     image: Callable[[], np.ndarray],
     size: tuple[int, int],
-    objects: Iterable[tuple[Sequence[float], int, bool, float | None]],
+    objects: Iterable[Object],
     name: str,
     **more: Any,
 ) -> Annotated:
-    """An image and its objects as `(box, label, crowd, area)`; an area of None is the box's."""
+    """An image and its objects."""
     boxes, labels, crowd, areas = list(zip(*objects, strict=True)) or [()] * 4
     array = np.array(boxes, np.float32).reshape(-1, 4)
     sides = np.prod(array[:, 2:] - array[:, :2], 1)

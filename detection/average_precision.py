@@ -197,7 +197,7 @@ def _matched(found, truth, label):
     for one, objects in zip(truth, found, strict=True):
         mine = np.asarray(objects.labels) == label
         here = one.labels == label
-        overlaps = _iou(np.asarray(objects.boxes)[mine], one.boxes[here])
+        overlaps = iou(np.asarray(objects.boxes)[mine], one.boxes[here])
         taken = one.crowd[here].astype(int)
         count += int((taken == 0).sum())
         entries += [(-s, o, taken) for s, o in zip(objects.scores[mine], overlaps, strict=True)]
@@ -212,7 +212,7 @@ def _matched(found, truth, label):
     return np.array(right, bool), count
 
 
-def _iou(a, b):
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """IoU of boxes `[n, 4]` and `[m, 4]` in float64: `[n, m]`; that of empty boxes is 0."""
     a, b = np.float64(a)[:, None], np.float64(b)[None]
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])

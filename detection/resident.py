@@ -15,6 +15,32 @@ from errors import UserError
 OF_OBJECTS = ("boxes", "labels", "masks")  # with an axis of objects after that of images
 
 
+class SingleScenes(Resident):
+    """Scenes of one object each, `single_scenes` or `single_scenes:SET`, as images of a class.
+
+    A batch has `boxes`, float32 `[batch, 1, 4]`, where the object lies before any augmentation.
+    """
+
+    def load(self, name: str) -> tuple[Batch, tuple[str, ...]]:
+        """See `Resident`."""
+        (images, boxes, labels, _), label_names = _cut(self._config, name, most=1)
+        return {"image": images, "label": labels[:, 0] - 1, "boxes": boxes}, label_names[1:]
+
+    def annotated(self, split: str) -> list[Annotated]:
+        """What is in each image of 'train', 'validation' or 'test', in their order."""
+        arrays = self.arrays(split)[0]
+        return scenes.annotated(arrays | {"labels": arrays["label"][:, None] + 1})
+
+
+def _cut(config, name, most):
+    """Images, boxes, labels and masks of a split of the scenes, and the names of classes."""
+    kind, _, objects = config.dataset.partition(":")
+    asked = objects or "digits", config.data_dir, most
+    whole = {split: scenes.load(split, *asked) for split in scenes.COUNTS}
+    arrays = splits.cut(name, {split: made[:4] for split, made in whole.items()}, kind)
+    return arrays, whole["train"].label_names
+
+
 class ResidentScenes(Resident):
     """The scenes of `scenes` or `scenes:SET`, with the methods of `Resident`.
 
@@ -27,9 +53,7 @@ class ResidentScenes(Resident):
     def load(self, name: str) -> tuple[Batch, tuple[str, ...]]:
         """See `Resident`."""
         c = self._config
-        objects = c.dataset.partition(":")[2] or "digits"
-        whole = {split: scenes.load(split, objects, c.data_dir) for split in scenes.COUNTS}
-        arrays = splits.cut(name, {split: made[:4] for split, made in whole.items()}, "scenes")
+        arrays, label_names = _cut(c, name, scenes.MOST)
         most, room = np.count_nonzero(arrays[2], 1), c.detection.max_objects
         if most.max() > room:
             raise UserError(
@@ -42,7 +66,7 @@ class ResidentScenes(Resident):
             named = {"image": arrays[0], "classes": scenes.classes(*arrays[2:])}
         elif not c.detection.masks:
             del named["masks"]
-        return named | {"size": size, "original": size}, whole["train"].label_names
+        return named | {"size": size, "original": size}, label_names
 
     def arrays(self, split: str) -> tuple[Batch, tuple[str, ...]]:
         """See `Resident`."""

@@ -1,8 +1,9 @@
 """Scenes of digits: a detection and segmentation set that is made anywhere, without a download.
 
 One to six objects of several sizes lie on a textured canvas of 128×128 pixels and cover each other
-in part. They are the real images of a small grey set: scikit-learn's digits, or another one of
-`data.small_sets` that is prepared. Training scenes show training images, test scenes test images.
+in part; or one lies on each. They are the real images of a small grey set: scikit-learn's digits,
+or another one of `data.small_sets` that is prepared. Training scenes show training images, test
+scenes test images.
 
 Everything is computed with whole numbers, from the raw bits of a counter-based generator, and so is
 the same on each machine.
@@ -21,7 +22,7 @@ from errors import UserError
 
 SIDE = 128  # of a canvas
 COUNTS = {"train": 1000, "test": 200}  # scenes
-MOST = 6  # objects of a scene
+MOST = 6  # objects of a scene, unless fewer are asked for
 SMALLEST, LARGEST = 24, 64  # sides of an object's image
 INK = 96  # grey level from which a pixel belongs to the object
 VISIBLE = 0.75  # share of an object's pixels that later ones leave at least
@@ -33,9 +34,10 @@ class Scenes(NamedTuple):
 
     Attributes:
       images: uint8 `[number, 128, 128, 3]`.
-      boxes: float32 `[number, 6, 4]`: left, top, right, bottom in pixels; 0 beyond the last object.
-      labels: int32 `[number, 6]`, from 1 on; 0 beyond the last object.
-      masks: uint8 `[number, 6, 128, 16]`: bits along the width, as `np.packbits` lays them.
+      boxes: float32 `[number, most, 4]`: left, top, right, bottom in pixels; 0 beyond the last
+        object.
+      labels: int32 `[number, most]`, from 1 on; 0 beyond the last object.
+      masks: uint8 `[number, most, 128, 16]`: bits along the width, as `np.packbits` lays them.
       label_names: the background first.
     """
 
@@ -47,13 +49,14 @@ class Scenes(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def load(split: str, objects: str = "digits", data_dir: str = "") -> Scenes:
+def load(split: str, objects: str = "digits", data_dir: str = "", most: int = MOST) -> Scenes:
     """Makes the scenes of 'train' (1,000) or 'test' (200), always the same ones.
 
     Args:
       split: whose images are shown, too.
       objects: a set of square grey images, as `data.small_sets.load` takes it.
       data_dir: of prepared sets.
+      most: objects of a scene; of each number from 1 on there are as many scenes.
 
     Raises:
       UserError: there is no such split or set, or its images are not grey.
@@ -63,7 +66,7 @@ def load(split: str, objects: str = "digits", data_dir: str = "") -> Scenes:
     shown = small_sets.load(objects, split, data_dir)
     if shown.images.shape[-1] != 1:
         raise UserError(f"scenes:{objects}: expected a set of grey images, such as scenes:digits.")
-    scenes = [_scene(shown, split, i) for i in range(COUNTS[split])]
+    scenes = [_scene(shown, split, i, most) for i in range(COUNTS[split])]
     images, boxes, labels, masks = map(np.stack, zip(*scenes, strict=True))
     bits = np.packbits(masks, axis=-1)
     return Scenes(images, boxes, labels, bits, (BACKGROUND, *shown.label_names))
@@ -92,7 +95,7 @@ def annotated(arrays: Mapping[str, np.ndarray]) -> list[Annotated]:
     return found
 
 
-def _scene(shown, split, index):
+def _scene(shown, split, index, most):
     """Image, boxes, labels and masks of one scene."""
     random = np.random.Philox(key=[list(COUNTS).index(split), index])
 
@@ -101,10 +104,12 @@ def _scene(shown, split, index):
         return (raw >> np.uint64(32)).astype(np.int64).reshape(shape) % below
 
     image = _canvas(draw)
-    labels, masks = np.zeros(MOST, np.int32), np.zeros((MOST, SIDE, SIDE), bool)
+    labels, masks = np.zeros(most, np.int32), np.zeros((most, SIDE, SIDE), bool)
     areas: list[int] = []  # of the objects' pixels, and how many of them are visible
     visible: list[int] = []
-    for _ in range(int(draw(below=MOST)) + 1):
+    tries = int(draw(below=most)) + 1
+    while tries > 0 or not areas:
+        tries -= 1
         number, side = int(draw(below=len(shown.images))), SMALLEST
         side += int(draw(below=LARGEST - SMALLEST + 1))
         top, left = draw(2, below=SIDE - side + 1).tolist()

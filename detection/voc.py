@@ -3,6 +3,7 @@
 import functools
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from data import decode, splits
 from detection.annotated import (
     Annotated,
     Listed,
+    Object,
     annotated,
     checked_box,
     checked_size,
@@ -69,7 +71,21 @@ def _whole(root, split, segmentation, max_pixels):
 
 def _objects(folder: Path, path: Path, name: str, max_pixels: int) -> Annotated:
     """An image with the boxes of its file in Annotations."""
-    file = folder / "Annotations" / f"{name}.xml"
+    size, objects = read_boxes(folder / "Annotations" / f"{name}.xml", VOC, max_pixels)
+    return annotated(functools.partial(decoded_file, path, max_pixels), size, objects, str(path))
+
+
+def read_boxes(
+    file: Path, label_names: Sequence[str], max_pixels: int
+) -> tuple[tuple[int, int], list[Object]]:
+    """Size and objects of an image, as `annotated` takes them, from an XML file.
+
+    Args:
+      label_names: of all classes, the background first.
+
+    Raises:
+      UserError: see `read`.
+    """
     try:
         root = ElementTree.fromstring(file.read_bytes())
         height, width = (int(root.findtext(f"size/{side}", "")) for side in ("height", "width"))
@@ -79,22 +95,21 @@ def _objects(folder: Path, path: Path, name: str, max_pixels: int) -> Annotated:
             f"{first_line(error)}."
         ) from error
     checked_size((height, width), f"{file}", max_pixels)
-    objects = []
+    known, objects = {name: label for label, name in enumerate(label_names) if label}, []
     for i, one in enumerate(root.findall("object")):
         where, named = f"{file}: object {i}", (one.findtext("name") or "").strip()
-        if named not in VOC[1:]:
+        if named not in known:
             raise UserError(
                 f"{where}: {f'unknown class {named!r}' if named else 'no name'}; expected one of "
-                f"{', '.join(VOC[1:])}."
+                f"{', '.join(label_names[1:21])}{', …' * (len(label_names) > 21)}."
             )
         corners = [one.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         box = checked_box(corners, (height, width), where, first=1)
         difficult = one.findtext("difficult", "0").strip()
         if difficult not in ("0", "1"):
             raise UserError(f"{where}: difficult {difficult!r}: expected 0 or 1.")
-        objects.append((box, VOC.index(named), difficult == "1", None))
-    image = functools.partial(decoded_file, path, max_pixels)
-    return annotated(image, (height, width), objects, str(path))
+        objects.append((box, known[named], difficult == "1", None))
+    return (height, width), objects
 
 
 def _pixels(folder: Path, path: Path, name: str, max_pixels: int) -> Annotated:

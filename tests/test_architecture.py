@@ -39,7 +39,7 @@ ALLOWED = {  # room → rooms that it may import; `errors` may be imported by al
     "main": {"configs", "evaluate", "input_pipeline", "models", "run", "train", "training"},
     "analysis": {
         *("configs", "train", "training", "input_pipeline", "predict"),
-        *("models", "data", "run", "testing"),
+        *("detection", "models", "data", "run", "testing"),
     },
     "paper": None,  # programs over everything; nothing imports them back
     "benchmarks": None,

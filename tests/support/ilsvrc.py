@@ -154,3 +154,54 @@ def write_folder(data_dir: Path, directory: Path, synsets=None) -> None:
             record = source[index]
             synset, file_name = source.label_names[record.label], record.name.split()[-1]
             (directory / name / synset / file_name).write_bytes(record.image)
+
+
+OBJECT = """\t<object>
+\t\t<name>{name}</name>
+\t\t<pose>Unspecified</pose>
+\t\t<truncated>0</truncated>
+\t\t<difficult>0</difficult>
+\t\t<bndbox>
+\t\t\t<xmin>{box[0]}</xmin>
+\t\t\t<ymin>{box[1]}</ymin>
+\t\t\t<xmax>{box[2]}</xmax>
+\t\t\t<ymax>{box[3]}</ymax>
+\t\t</bndbox>
+\t</object>
+"""
+
+
+def xml(content: bytes, stem: str, objects) -> str:
+    """The annotation of an image, with objects as (synset, box)."""
+    width, height = Image.open(io.BytesIO(content)).size
+    listed = "".join(OBJECT.format(name=name, box=box) for name, box in objects)
+    return (
+        f"<annotation>\n\t<folder>val</folder>\n\t<filename>{stem}</filename>\n\t<source>\n"
+        "\t\t<database>ILSVRC_2012</database>\n\t</source>\n\t<size>\n"
+        f"\t\t<width>{width}</width>\n\t\t<height>{height}</height>\n\t\t<depth>3</depth>\n"
+        f"\t</size>\n\t<segmented>0</segmented>\n{listed}</annotation>\n"
+    )
+
+
+def write_localization(root: Path) -> Path:
+    """ILSVRC/Data/CLS-LOC and ILSVRC/Annotations/CLS-LOC; returns the former.
+
+    Validation images lie in folders of their classes, i % 3, and have 1 + i % 2 boxes.
+    """
+    images, boxes = root / "ILSVRC/Data/CLS-LOC", root / "ILSVRC/Annotations/CLS-LOC"
+    placed = {f"train/{s}": (f"train/{s}", s, files) for s, files in train_files().items()}
+    for i, (name, content) in enumerate(validation_files().items()):
+        synset = SYNSETS[i % 3]
+        placed[f"val/{i}"] = (f"val/{synset}", synset, {name: content})
+    number = 0
+    for key, (below, synset, files) in placed.items():
+        flat = below if key.startswith("train") else "val"
+        (images / below).mkdir(parents=True, exist_ok=True)
+        (boxes / flat).mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            stem = name.removesuffix(".JPEG")
+            objects = [(synset, (3, 5, 40 + number, 60)), (synset, (50, 50, 80, 96))]
+            (images / below / name).write_bytes(content)
+            (boxes / flat / f"{stem}.xml").write_text(xml(content, stem, objects[: 1 + number % 2]))
+            number += 1
+    return images

@@ -1,0 +1,80 @@
+"""ILSVRC's boxes: Annotations/CLS-LOC with an XML file for each image of an image folder.
+
+The genuine layout has the images in `ILSVRC/Data/CLS-LOC` and the boxes in
+`ILSVRC/Annotations/CLS-LOC`: `train/n01440764/n01440764_10026.xml`,
+`val/ILSVRC2012_val_00000001.xml`. Classes are synsets, as the names of the class folders.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+
+from detection.annotated import Annotated, annotated, decoded_file
+from detection.classes import BACKGROUND
+from detection.voc import read_boxes
+from errors import UserError
+from run import files
+from run.progress import tqdm
+
+BELOW = "Annotations/CLS-LOC"
+
+
+def boxes_folder(root: Path, given: str = "") -> Path:
+    """The folder of boxes: the one `given`, or that of the genuine layout around an image folder.
+
+    Raises:
+      UserError: it does not exist.
+    """
+    whole = root.absolute()
+    places = [whole.parent.parent / BELOW, whole / BELOW]
+    if given:
+        places = [files.at(given).expanduser()]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UserError(
+        f"{' and '.join(map(str, places))}: no such folder; expected ILSVRC's boxes, with files "
+        "such as val/ILSVRC2012_val_00000001.xml and train/n01440764/n01440764_10026.xml."
+    )
+
+
+def with_boxes(
+    root: Path, names: Iterable[str], label_names: Sequence[str], folder: Path, max_pixels: int
+) -> list[Annotated]:
+    """Images of an image folder with the boxes of their own class; labels are from 1 on.
+
+    Args:
+      root: the image folder.
+      names: of images, as `data.sources.FolderSource` has them.
+      label_names: of its classes.
+      folder: `boxes_folder`.
+      max_pixels: of an image.
+
+    Raises:
+      UserError: a file is missing or no such file, an object is not of the data's classes, has no
+        box or one outside of the image, or no object is of the image's own class.
+    """
+    bar = tqdm(list(names), desc="boxes", unit="image", disable=None, leave=False)
+    known = (BACKGROUND, *label_names)
+    return [
+        _image(root / name, *PurePath(name).parts[:2], known, folder, max_pixels) for name in bar
+    ]
+
+
+def _image(path, split, synset, known, folder, max_pixels):
+    file = boxes_file(folder, split, synset, path.stem)
+    size, objects = read_boxes(file, known, max_pixels)
+    own = [one for one in objects if known[one[1]] == synset]
+    if not own:
+        raise UserError(
+            f"{file}: no object of {synset}, which {path} shows by its folder; do the annotations "
+            "belong to these images?"
+        )
+    return annotated(functools.partial(decoded_file, path, max_pixels), size, own, str(path))
+
+
+def boxes_file(folder: Path, split: str, synset: str, stem: str) -> Path:
+    """Where the boxes of an image lie, or would: flat, or by classes as of the training images."""
+    flat = folder / ("val" if split == "validation" else split)
+    of_class = flat / synset / f"{stem}.xml"
+    return of_class if of_class.exists() else flat / f"{stem}.xml"
