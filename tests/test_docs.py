@@ -22,6 +22,7 @@ NOT_RUN = {  # how a command begins: why it does not run here
     "bash .ci/run": "runs these tests",
     "gcloud": "needs a TPU slice",
     "pip install": "installs packages; .ci/run does it",
+    "python -m analysis.localization": "tests/analysis/test_localization.py has it, smaller",
     "python -m benchmarks.detection": "needs torch",
     "python main.py --config=configs/detection": "tests/detection/test_task.py has it, smaller",
     "python main.py --mode=evaluate --config=configs/detection": "needs COCO",

@@ -77,5 +77,5 @@ def test_a_photograph_of_another_size_than_its_file_says_is_named(of_photographs
     for file in (source / "val").iterdir():
         changed = file.read_text().replace("<height>96", "<height>97")
         (target / "val" / file.name).write_text(changed)
-    with pytest.raises(UserError, match=r"ILSVRC2012_val_.*of 96×97 pixels, the file has 96×96"):
+    with pytest.raises(UserError, match=r"ILSVRC2012_val_.*of 112×97 pixels, the file has 112×96"):
         localization.main([f"--workdir={of_photographs}", f"--boxes={target}"])

@@ -46,6 +46,13 @@ def test_boxes_and_masks_are_exact(test_scenes):
     assert brightness[inside].mean() > brightness[~inside].mean() + 60
 
 
+def test_one_object_in_each():
+    made = scenes.load("test", most=1)
+    masks = np.unpackbits(made.masks, axis=-1).astype(bool)
+    assert made.labels.shape == (200, 1) and set(made.labels[:, 0]) == set(range(1, 11))
+    np.testing.assert_array_equal(scenes.boxes_of(masks[:, 0]), made.boxes[:, 0])
+
+
 def test_other_splits_and_sets_are_refused():
     with pytest.raises(UserError, match="split 'val'.*train, test"):
         scenes.load("val")
