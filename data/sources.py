@@ -84,11 +84,7 @@ def open_source(dataset: str, split: str, data_dir: str) -> Source:
 
 
 class FolderSource:
-    """Images of PATH/<split>/<class>/*; the classes are those of PATH/train where that exists.
-
-    Attributes:
-      names: of the images, in their order: their paths below PATH.
-    """
+    """Images PATH/<name> of `names`, <split>/<class>/*; the classes are PATH/train's, if it exists."""
 
     def __init__(self, root: Path, split: str, data_dir: str):
         self._root = root
