@@ -84,7 +84,7 @@ def open_source(dataset: str, split: str, data_dir: str) -> Source:
 
 
 class FolderSource:
-    """Images PATH/<name> of `names`, <split>/<class>/*; the classes are PATH/train's, if it exists."""
+    """The images PATH/<split>/<class>/* (`names` below PATH); classes as PATH/train has, if any."""
 
     def __init__(self, root: Path, split: str, data_dir: str):
         self._root = root
