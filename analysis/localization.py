@@ -124,10 +124,10 @@ def locate(
             raise UserError(
                 f"{run.workdir}: activation maps are not finite; its weights are damaged."
             )
-        for i in np.flatnonzero(batch["valid"]):
-            size = truth[start + i].size
-            boxes = np.array([box(one, *size, threshold) for one in maps[i]], float)
-            found[start + int(i)] = Located(boxes[0], classes[i], boxes[1:])
+        for i in np.flatnonzero(batch["valid"]).tolist():
+            height, width = truth[start + i].size
+            boxes = np.array([box(one, height, width, threshold) for one in maps[i]])
+            found[start + i] = Located(boxes[0], classes[i], boxes[1:])
         start += len(batch["valid"])
     return found
 

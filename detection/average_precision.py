@@ -214,7 +214,7 @@ def _matched(found, truth, label):
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """IoU of boxes `[n, 4]` and `[m, 4]` in float64: `[n, m]`; that of empty boxes is 0."""
-    a, b = np.float64(a)[:, None], np.float64(b)[None]
+    a, b = a.astype(float)[:, None], b.astype(float)[None]
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     both = np.prod(np.clip(sides, 0, None), -1)
     either = sum(np.prod(boxes[..., 2:] - boxes[..., :2], -1) for boxes in (a, b)) - both

@@ -54,23 +54,20 @@ def with_boxes(
       UserError: a file is missing or no such file, an object is not of the data's classes, has no
         box or one outside of the image, or no object is of the image's own class.
     """
-    bar = tqdm(list(names), desc="boxes", unit="image", disable=None, leave=False)
-    known = (BACKGROUND, *label_names)
-    return [
-        _image(root / name, *PurePath(name).parts[:2], known, folder, max_pixels) for name in bar
-    ]
-
-
-def _image(path, split, synset, known, folder, max_pixels):
-    file = boxes_file(folder, split, synset, path.stem)
-    size, objects = read_boxes(file, known, max_pixels)
-    own = [one for one in objects if known[one[1]] == synset]
-    if not own:
-        raise UserError(
-            f"{file}: no object of {synset}, which {path} shows by its folder; do the annotations "
-            "belong to these images?"
-        )
-    return annotated(functools.partial(decoded_file, path, max_pixels), size, own, str(path))
+    known, found = (BACKGROUND, *label_names), []
+    for name in tqdm(list(names), desc="boxes", unit="image", disable=None, leave=False):
+        path, (split, synset) = root / name, PurePath(name).parts[:2]
+        file = boxes_file(folder, split, synset, path.stem)
+        size, objects = read_boxes(file, known, max_pixels)
+        own = [one for one in objects if known[one[1]] == synset]
+        if not own:
+            raise UserError(
+                f"{file}: no object of {synset}, which {path} shows by its folder; do the "
+                "annotations belong to these images?"
+            )
+        image = functools.partial(decoded_file, path, max_pixels)
+        found.append(annotated(image, size, own, str(path)))
+    return found
 
 
 def boxes_file(folder: Path, split: str, synset: str, stem: str) -> Path:

@@ -95,7 +95,8 @@ def read_boxes(
             f"{first_line(error)}."
         ) from error
     checked_size((height, width), f"{file}", max_pixels)
-    known, objects = {name: label for label, name in enumerate(label_names) if label}, []
+    known = {name: label for label, name in enumerate(label_names) if label}
+    objects: list[Object] = []
     for i, one in enumerate(root.findall("object")):
         where, named = f"{file}: object {i}", (one.findtext("name") or "").strip()
         if named not in known:
