@@ -180,7 +180,7 @@ def voc_ap(
         precision = cumulated / np.arange(1, len(right) + 1)
         best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall and more
         if eleven_points:
-            # The tenths as the development kit computes them: 0.3 is a little more than 3 / 10.
+            # The tenths as others compute them: 3 · 0.1 is a little more than 3 / 10.
             places = np.searchsorted(recall, np.arange(11) * 0.1)
             area = sum(best[place] for place in places if place < len(best)) / 11
         else:

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from data import splits
 from data.feed import Batch
@@ -50,6 +52,10 @@ class ResidentScenes(Resident):
     there are `classes`, uint8 `[batch, 128, 128]`, instead of the objects.
     """
 
+    def __init__(self, config: ConfigDict, mesh: Mesh):
+        self._annotated: dict[str, list[Annotated]] = {}
+        super().__init__(config, mesh)
+
     def load(self, name: str) -> tuple[Batch, tuple[str, ...]]:
         """See `Resident`."""
         c = self._config
@@ -76,7 +82,9 @@ class ResidentScenes(Resident):
 
     def annotated(self, split: str) -> list[Annotated]:
         """What is in each image of 'train', 'validation' or 'test', by `index`."""
-        return scenes.annotated(self.arrays(split)[0])
+        if split not in self._annotated:
+            self._annotated[split] = scenes.annotated(self.arrays(split)[0])
+        return self._annotated[split]
 
     def draw(self, order: Order, step: jax.Array, arrays: Batch) -> tuple[Order, Batch]:
         """See `Resident`; with `augment.flip` half of the images are mirrored."""
