@@ -80,6 +80,8 @@ def _whole(root, split, masks, max_pixels):
             f"{file} cannot be read as COCO's annotations: {first_line(error)}."
         ) from error
     names = {_field(c, "id", int, f"{file}: category {i}"): c for i, c in enumerate(categories)}
+    if len(names) < len(categories):
+        raise UserError(f"{file}: several categories have the same id; expected one of each.")
     ordered = sorted(names)
     given = [_field(names[i], "name", str, f"{file}: category of id {i}") for i in ordered]
     table, label_names = labels_of(given)

@@ -60,6 +60,11 @@ class StreamedObjects(Streamed):
             raise UserError(
                 f"dataset={c.dataset!r}: expected voc:FOLDER or scenes with task='segmentation'."
             )
+        if kind in ("coco", "voc") and files.is_remote(files.at(where or ".")):
+            raise UserError(
+                f"dataset={c.dataset!r}: expected a folder of this machine; copy the set here, or "
+                "mount the bucket."
+            )
         if kind == "coco" and where:
             return coco.read(files.at(where).expanduser(), name, self._masks, pixels)
         if self._masks and not self._pixels:

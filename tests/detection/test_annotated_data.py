@@ -243,6 +243,9 @@ def test_other_names_of_sets(config):
         config.dataset, config.detection.masks = name, False
         with pytest.raises(UserError, match=f"dataset='{name}': expected scenes.*coco:FOLDER"):
             open_data(config, make_mesh())
+    config.dataset = "coco:gs://bucket/coco"
+    with pytest.raises(UserError, match="expected a folder of this machine"):
+        open_data(config, make_mesh())
 
 
 # ---- TFDS

@@ -28,6 +28,7 @@ def without(name):
         (lambda whole: {"images": []}, "no list of categories"),
         (without("category_id"), r"annotation 4 \(id 32\): category_id None"),
         (field("category_id", 12), r"annotation 4 .*unknown category_id 12.*1, 2, 3"),
+        (lambda whole: whole["categories"][1].update(id=1), "categories have the same id"),
         (without("bbox"), r"annotation 4 .*box \[None\]"),
         (field("bbox", [1, 2, 3]), r"annotation 4 .*box \[\[1, 2, 3\]\]"),
         (field("bbox", [1, 2, float("nan"), 3]), "annotation 4 .*four numbers"),
