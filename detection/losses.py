@@ -40,8 +40,9 @@ class Objects(NamedTuple):
 
 def annotated(boxes: Array, labels: Array, sizes: Array) -> Objects:
     """Objects of images of `sizes`, int `[batch, 2]`; an image of size 0 has none."""
-    real = (labels > 0) & (box.areas(boxes) > 0) & (sizes > 0).all(1, keepdims=True)
-    return Objects(boxes, labels, real)
+    has_area = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    real = (labels > 0) & has_area & (sizes > 0).all(1, keepdims=True)
+    return Objects(jnp.where(real[..., None], boxes, 0), labels, real)
 
 
 class Regions(NamedTuple):

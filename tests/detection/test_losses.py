@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from detection import losses, roi
 from detection.sampling import Sampling, balanced
+from detection.segmentation import FCNHead
 from tests.support import detection_losses as support
 from tests.support import detection_reference as reference
 
@@ -163,6 +164,7 @@ DEGENERATE = {
     "larger than the image": [-90, -90, 900, 900],
     "wrong order": [9, 9, 5, 5],
     "a thousandth of a pixel": [5, 5, 5.001, 5.001],
+    "no number": [np.nan, 5, 9, 9],
 }
 
 
@@ -170,7 +172,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("box", DEGENERATE)
 def test_degenerate_boxes_leave_gradients_finite(detector, box):
     boxes = batch()[3]
-    boxes[:, 1] = DEGENERATE[box]
+    boxes[:, 0] = DEGENERATE[box]  # of equal overlaps the first counts
     assert finite(detector(*batch(boxes=boxes)))
 
 
@@ -217,6 +219,22 @@ def test_a_segmenter_learns_as_torchvisions(stored, tmp_path):
 
 
 # ---- Parts
+
+
+def test_a_head_on_two_devices_has_the_statistics_and_the_dropout_of_one():
+    head, x = FCNHead(3), np.random.default_rng(0).standard_normal((4, 5, 6, 8), np.float32)
+    keys = jax.random.split(jax.random.key(0), 4)
+    variables = jax.jit(lambda: head.init(jax.random.key(1), x, None))()
+
+    def train(x, keys):
+        return head.apply(variables, x, None, True, keys, mutable="batch_stats")
+
+    specs = (P("data"), P())
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    share = jax.shard_map(train, mesh=mesh, in_specs=P("data"), out_specs=specs, check_vma=False)
+    one, two = jax.jit(train)(x, keys), jax.jit(share)(x, keys)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), one, two)
+    assert np.abs(jax.jit(train)(x, keys[::-1])[0] - one[0]).max() > 0.01
 
 
 def test_pixels_of_no_class_and_beyond_an_image_do_not_count():
