@@ -79,7 +79,8 @@ class MaskHead(nn.Module):
         for i in range(self.convs):
             x = Layer(x.shape[-1], 3, norm=self.norm, name=f"layer{i + 1}")(x, train)
         x = relu_of_norm(Doubled(x.shape[-1], name="upsampled")(x))
-        logits = conv(self.num_classes, 1, use_bias=True, name="logits")(x)
+        small = nn.initializers.normal(0.001)  # Detectron's: 1/2 everywhere at first
+        logits = conv(self.num_classes, 1, use_bias=True, kernel_init=small, name="logits")(x)
         return jnp.take_along_axis(logits, labels[:, None, None, None], axis=-1)[..., 0]
 
 

@@ -24,7 +24,7 @@ IGNORED = 255  # a pixel of no class: Pascal VOC's "void"
 Loss = tuple[Array, Array]  # sum and count, float32
 
 
-class Objects(NamedTuple):
+class Truth(NamedTuple):
     """The annotated objects of a batch.
 
     Attributes:
@@ -38,11 +38,11 @@ class Objects(NamedTuple):
     real: Array
 
 
-def annotated(boxes: Array, labels: Array, sizes: Array) -> Objects:
-    """Objects of images of `sizes`, int `[batch, 2]`; an image of size 0 has none."""
+def annotated(boxes: Array, labels: Array, sizes: Array) -> Truth:
+    """The objects in images of `sizes`, int `[batch, 2]`; an image of size 0 has none."""
     has_area = (boxes[..., 2:] > boxes[..., :2]).all(-1)
     real = (labels > 0) & has_area & (sizes > 0).all(1, keepdims=True)
-    return Objects(jnp.where(real[..., None], boxes, 0), labels, real)
+    return Truth(jnp.where(real[..., None], boxes, 0), labels, real)
 
 
 class Regions(NamedTuple):
@@ -62,7 +62,7 @@ class Regions(NamedTuple):
 
 
 def sampled_regions(
-    keys: Array, proposals: Array, any_region: Array, objects: Objects, sampling: Sampling
+    keys: Array, proposals: Array, any_region: Array, objects: Truth, sampling: Sampling
 ) -> Regions:
     """Takes some of the proposals and of the annotated boxes themselves.
 
@@ -85,7 +85,7 @@ def sampled_regions(
 
 
 def anchor_losses(
-    keys: Array, levels: Sequence[Level], objects: Objects, sizes: Array, sampling: Sampling
+    keys: Array, levels: Sequence[Level], objects: Truth, sizes: Array, sampling: Sampling
 ) -> dict[str, Loss]:
     """The proposal network's: whether an anchor has an object, and where its box is.
 
@@ -118,7 +118,7 @@ def region_losses(
     logits: Array,
     deltas: Array,
     regions: Regions,
-    objects: Objects,
+    objects: Truth,
     weights: box.Weights,
 ) -> dict[str, Loss]:
     """The box head's: the class of a region, and where the box of its object is.

@@ -11,6 +11,7 @@ from jax import Array
 from detection.layers import Layer, dropped
 from detection.losses import Loss, pixel_losses
 from detection.resize import resized_batch
+from models.initial import HEAD_DEVIATION
 from models.ops.conv import conv
 from models.padded import OwnSizes
 from models.resnet import ResNet
@@ -33,7 +34,7 @@ class FCNHead(nn.Module):
         `train` is of the BN (`Layer`'s), `keys` `[batch]` are of dropout.
         """
         x = dropped(Layer(x.shape[-1] // 4, 3, name="hidden")(x, train), keys, 0.1)
-        return conv(self.num_classes, 1, use_bias=True, name="logits")(x)
+        return _logits(self.num_classes)(x)
 
 
 class DeepLabHead(nn.Module):
@@ -56,7 +57,13 @@ class DeepLabHead(nn.Module):
         branches.append(jnp.broadcast_to(pooled, branches[0].shape))
         x = Layer(self.width, 1, name="project")(jnp.concatenate(branches, -1), train)
         x = Layer(self.width, 3, name="last")(dropped(x, keys, 0.5), train)
-        return conv(self.num_classes, 1, use_bias=True, name="logits")(x)
+        return _logits(self.num_classes)(x)
+
+
+def _logits(num_classes):
+    """The last layer of a head: all classes alike at first, as with `models.initial`'s heads."""
+    normal = nn.initializers.normal(HEAD_DEVIATION)
+    return conv(num_classes, 1, use_bias=True, kernel_init=normal, name="logits")
 
 
 class Segmenter(nn.Module):

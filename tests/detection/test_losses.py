@@ -254,7 +254,7 @@ def test_pixels_of_no_class_and_beyond_an_image_do_not_count():
 def test_one_class():
     """Background and one class: the numbers of the definitions."""
     boxes = np.float32([[[0, 0, 10, 20]]])
-    objects = losses.Objects(boxes, np.int32([[1]]), np.ones((1, 1), bool))
+    objects = losses.Truth(boxes, np.int32([[1]]), np.ones((1, 1), bool))
     regions = losses.Regions(
         np.float32([[[1, 0, 11, 20], [30, 30, 40, 40], [0, 0, 0, 0]]]),
         np.int32([[1, 0, 0]]),
