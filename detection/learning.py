@@ -39,7 +39,12 @@ def load(config: ConfigDict, facts: Facts, variables: Any) -> Any:
     """
     import weights  # readers of foreign files
 
-    path = config.init_from
+    path, normalization = config.init_from, config.data.normalization
+    if normalization != "imagenet":
+        raise UserError(
+            f"{path}: its images are normalised with {normalization}'s constants; expected weights "
+            "of torchvision's or timm's, since detectors and segmenters here take imagenet's."
+        )
     if found := weights.detector(path):
         count = found.fields["num_classes"]
         other = count != facts.num_classes and f"{count} classes with the background"
@@ -174,7 +179,7 @@ def draw_first(
       found: by index.
       draw_one: makes a picture of an image and what is found in it.
     """
-    if jax.process_index() > 0:
+    if jax.process_index() > 0 or not found:
         return
     annotated = data.annotated("test")
     first = [(annotated[i], found[i]) for i in sorted(found)[: draw.TILES]]

@@ -192,6 +192,9 @@ def test_weights_of_another_head(tmp_path):
     facts = facts._replace(label_names=facts.label_names[:6])
     with pytest.raises(UserError, match="holds Mask R-CNN .* not all of that network"):
         opened_run.from_weight_file(config, facts, detection)
+    config.data.normalization = "caffe"  # as `adopted` takes it from the authors' weights
+    with pytest.raises(UserError, match="normalised with caffe's constants"):
+        opened_run.from_weight_file(config, facts, detection)
 
 
 @pytest.mark.parametrize(
