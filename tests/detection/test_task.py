@@ -235,12 +235,17 @@ PUBLISHED = {  # torchvision's numbers of parameters, without frozen normalisati
 }
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path("configs/detection").glob("*.py")), ids=lambda p: p.stem
-)
+RECIPES = [
+    path
+    for path in sorted(Path("configs/detection").glob("*.py"))
+    if command_line.recipe(str(path)).task != "classification"
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_build(path):
-    config = command_line.recipe(f"{path}:quick")
-    check(config, devices=2)
+    check(command_line.recipe(f"{path}:quick"), devices=2)
     check(config := command_line.recipe(str(path)), devices=1)
     names = VOC if path.stem.startswith("voc") else COCO
     facts = Facts("", names, (64, 64, 3), CONSTANTS["imagenet"], 0)
