@@ -53,7 +53,9 @@ FIELDS = {
         "objects scenes, coco:FOLDER, voc:FOLDER or tfds:NAME",
     ),
     "task": Field(
-        "classification", "what is learned", ("classification", "detection", "segmentation")
+        "classification",
+        "what is learned",
+        ("classification", "detection", "segmentation", "localization"),
     ),
     "data_dir": Field("", "where TFDS keeps prepared data sets ('': TFDS's default)"),
     # JAX would take the lower half of a larger seed.
@@ -215,8 +217,9 @@ FIELDS = {
     ),
     "detection.network": Field(
         "fpn",
-        "regions from a feature pyramid or conv4 (the paper's); to segment, fcn or deeplabv3",
-        ("fpn", "c4", "fcn", "deeplabv3"),
+        "regions from a feature pyramid or conv4 (the paper's); to segment, fcn or deeplabv3; to "
+        "localize, rpn",
+        ("fpn", "c4", "fcn", "deeplabv3", "rpn"),
     ),
     "detection.width": Field(256, "channels of the pyramid, or of DeepLabV3's layers", _COUNT),
     "detection.hidden": Field(1024, "width of the two hidden layers of the box head", _COUNT),

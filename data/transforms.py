@@ -137,7 +137,7 @@ def decode_crop(
             box = Box(*(value / factor for value in box))
     if image is None:
         image = decode(data, max_pixels)
-    return _resized_box(image, box, size, flip)
+    return resized_box(image, box, size, flip)
 
 
 @functools.cache
@@ -149,7 +149,7 @@ def opencv() -> ModuleType:
     return cv2
 
 
-def _resized_box(image: np.ndarray, box: Box, size: int, flip: bool) -> np.ndarray:
+def resized_box(image: np.ndarray, box: Box, size: int, flip: bool = False) -> np.ndarray:
     """One resize of a box of an image [height, width, 3] to uint8 [size, size, 3]."""
     cv2, antialias = opencv(), max(box.height, box.width) / size > ANTIALIAS_FROM
     if all(float(value).is_integer() for value in box):

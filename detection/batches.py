@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data import keys
-from data.transforms import opencv
+from data import keys, transforms
 from detection import images
 from detection.annotated import Annotated
 from detection.average_precision import pycocotools
@@ -96,6 +95,27 @@ def blank(
     )
 
 
+def cropped(
+    one: Annotated, generator: np.random.Generator, size: int, resize_min: int, resize_max: int
+) -> Annotated:
+    """A random square of an image, as in the paper's training of classifiers (section 3.4).
+
+    Args:
+      size: side of the square.
+      resize_min, resize_max: range of the shorter side before.
+
+    Raises:
+      DecodeError: see `row`.
+    """
+    one = one.decoded()
+    pixels: Any = one.image
+    box = transforms.scale_jitter_box(generator, *one.size, size, resize_min, resize_max)
+    image = transforms.resized_box(pixels, box, size)
+    scale = np.array([size / box.width, size / box.height] * 2, np.float32)
+    boxes = (one.boxes - np.array([box.left, box.top] * 2, np.float32)) * scale
+    return one._replace(image=image, size=(size, size), boxes=boxes)
+
+
 def row(
     one: Annotated, index: int, shorter: int, longer: int, mirrored: bool, names: Any
 ) -> dict[str, Any]:
@@ -116,7 +136,7 @@ def row(
     one = one.decoded()
     pixels: Any = one.classes
     height, width = images.resized_size(*one.size, shorter, longer)
-    cv2 = opencv()
+    cv2 = transforms.opencv()
     image = cv2.resize(one.image, (width, height), interpolation=cv2.INTER_LINEAR)
     found = {
         "image": image[:, ::-1] if mirrored else image,

@@ -8,12 +8,15 @@ from ml_collections import ConfigDict
 
 import models
 from data.facts import Facts
+from detection import per_class
 from detection.anchors import FPN_SIZES
 from detection.c4 import C4
 from detection.faster_rcnn import FasterRCNN
 from detection.images import MULTIPLE
+from detection.per_class import PerClassRPN
 from detection.rpn import Limits
 from detection.sampling import ANCHORS, REGIONS
+from detection.scenes import SIDE
 from detection.segmentation import Segmenter
 from errors import UserError
 
@@ -48,6 +51,25 @@ def check_detection(config: ConfigDict) -> None:
     _check_network(config)
 
 
+def check_localization(config: ConfigDict) -> None:
+    """Raises UserError for a field that cannot work, or that a per-class RPN would not heed."""
+    _check_shared(config, ("rpn",))
+    d, stem, side = config.detection, config.model.stem, config.data.image_size
+    if stem == "cifar" or d.masks or not d.anchors or min(d.anchors) < 1:
+        raise UserError(
+            f"model.stem={stem!r}, detection.masks={d.masks}, detection.anchors={d.anchors}: "
+            "expected stem imagenet or deep, no masks, and sides from 1 pixel on with "
+            "task=localization."
+        )
+    low, high = config.augment.resize_min, config.augment.resize_max
+    if not (side <= SIDE if config.data.resident else side <= low <= high):
+        raise UserError(
+            f"data.image_size={side}, augment.resize_min={low}, augment.resize_max={high}: "
+            f"expected image_size ≤ resize_min ≤ resize_max, or of scenes ≤ {SIDE}: crops are "
+            "taken from images of such sides."
+        )
+
+
 def check_segmentation(config: ConfigDict) -> None:
     """Raises UserError for a field that cannot work, or that a segmenter would not heed."""
     _check_shared(config, ("fcn", "deeplabv3"))
@@ -65,7 +87,7 @@ def _check_shared(config, networks):
             raise UserError(
                 f"{name}={value!r}: expected {off!r} with task={config.task}, which has no other."
             )
-    resident = config.dataset.partition(":")[0] == "scenes"
+    resident = config.dataset.partition(":")[0] in ("scenes", "single_scenes")
     if config.data.resident != resident:
         raise UserError(
             f"data.resident={config.data.resident}: expected {resident} with dataset="
@@ -130,6 +152,14 @@ def detector(config: ConfigDict, facts: Facts) -> FasterRCNN:
         anchor_sizes=tuple((float(side),) for side in d.anchors),
         canonical_size=math.ceil(CANONICAL * d.anchors[0]),
     )
+
+
+def per_class_rpn(config: ConfigDict, facts: Facts) -> PerClassRPN:
+    """The per-class RPN of a config for the classes of the data, the background among them."""
+    d = config.detection
+    sides = tuple(map(float, d.anchors))
+    sampling = per_class.ANCHORS._replace(number=d.anchor_samples)
+    return PerClassRPN(_backbone(config), facts.num_classes, sides, sampling)
 
 
 def segmenter(config: ConfigDict, facts: Facts) -> Segmenter:

@@ -8,15 +8,17 @@ from detection.streamed import StreamedObjects
 
 
 def open_data(config: ConfigDict, mesh: Mesh) -> ResidentScenes | StreamedObjects:
-    """The data of a config whose task is detection or segmentation.
+    """The data of a config whose task is not classification.
 
     Args:
-      config: complete and checked; `dataset` is `scenes`, `scenes:SET`, `coco:FOLDER`,
-        `voc:FOLDER`, or `tfds:NAME` of a set with objects.
+      config: complete and checked; `dataset` is `scenes` or `single_scenes`, also with
+        `:SET`, `coco:FOLDER`, `voc:FOLDER`, `tfds:NAME` of a set with objects, or `folder:PATH` of
+        one with ILSVRC's boxes.
       mesh: the devices that share a batch.
 
     Raises:
       UserError: the data set is unknown, not prepared, damaged, or has fewer images than a batch.
     """
     kind, _, _ = config.dataset.partition(":")
-    return (ResidentScenes if kind == "scenes" else StreamedObjects)(config, mesh)
+    resident = kind in ("scenes", "single_scenes")
+    return (ResidentScenes if resident else StreamedObjects)(config, mesh)

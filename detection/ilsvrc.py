@@ -6,16 +6,19 @@ The genuine layout has the images in `ILSVRC/Data/CLS-LOC` and the boxes in
 """
 
 import functools
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
-from detection.annotated import Annotated, annotated, decoded_file
+from data.sources import FolderSource
+from detection.annotated import Annotated, Listed, annotated, decoded_file
 from detection.classes import BACKGROUND
 from detection.voc import read_boxes
 from errors import UserError
 from run import files
 from run.progress import tqdm
 
+LOG = logging.getLogger("residual")
 BELOW = "Annotations/CLS-LOC"
 
 
@@ -68,6 +71,31 @@ def with_boxes(
         image = functools.partial(decoded_file, path, max_pixels)
         found.append(annotated(image, size, own, str(path)))
     return found
+
+
+def read(root: Path, split: str, data_dir: str, max_pixels: int) -> Listed:
+    """The images of a split with their boxes, in the genuine layout.
+
+    Of training images, those without a file of boxes are left out: ILSVRC has boxes for less than
+    half of them.
+
+    Raises:
+      UserError: see `with_boxes`.
+    """
+    source, folder = FolderSource(root, split, data_dir), boxes_folder(root)
+    names = [name for name in source.names if _is_boxed(folder, PurePath(name))]
+    if not names:
+        raise UserError(f"{folder}: has no boxes of any of the {len(source)} images of {split!r}.")
+    if left_out := len(source) - len(names):
+        LOG.warning("%s: %d of %d images have no boxes.", root / split, left_out, len(source))
+    images = with_boxes(root, names, source.label_names, folder, max_pixels)
+    paths = [root / name for name in names]
+    return Listed(images, paths, (BACKGROUND, *source.label_names), f"{root}, {split}")
+
+
+def _is_boxed(folder, name):
+    split, synset = name.parts[:2]
+    return split != "train" or boxes_file(folder, split, synset, name.stem).exists()
 
 
 def boxes_file(folder: Path, split: str, synset: str, stem: str) -> Path:

@@ -89,26 +89,36 @@ def anchor_losses(
 ) -> dict[str, Loss]:
     """The proposal network's: whether an anchor has an object, and where its box is.
 
+    Per class, whether it has one of the class is asked of every class, and added up; the box is
+    that of the object's class.
+
     Args:
       keys: `[batch]`.
+      levels: with an axis of classes after that of anchors, if there are any.
       sizes: int `[batch, 2]`; an image of size 0 counts 0.
     """
 
     def of_image(key, level, objects, size):
         logits, deltas, anchors = level
         # Not "finite": what diverged has to be seen.
-        inside = (logits != -jnp.inf) & (size > 0).all()
+        inside = (logits[:, 0] != -jnp.inf) & (size > 0).all()
         overlap = jnp.where(inside[None], box.iou(objects.boxes, anchors), -1)
         found = match(overlap, sampling.high, sampling.low, True, objects.real)
         taken = balanced(key, inside & (found >= 0), inside & (found == BELOW), sampling)
-        logits = jnp.where(taken.valid, logits[taken.indices], 0)
-        entropy = optax.sigmoid_binary_cross_entropy(logits, taken.is_object)
-        matched = objects.boxes[jnp.maximum(found[taken.indices], 0)]
-        targets = box.encode(matched, anchors[taken.indices])
-        distance = _box_distance(deltas[taken.indices], targets, taken.is_object)
+        matched = jnp.maximum(found[taken.indices], 0)
+        classes = objects.labels[matched] - 1 if per_class else jnp.zeros_like(matched)
+        logits = jnp.where(taken.valid[:, None], logits[taken.indices], 0)
+        is_class = taken.is_object[:, None] & (jnp.arange(logits.shape[1]) == classes[:, None])
+        entropy = optax.sigmoid_binary_cross_entropy(logits, is_class).sum(1)
+        targets = box.encode(objects.boxes[matched], anchors[taken.indices])
+        own = jnp.take_along_axis(deltas[taken.indices], classes[:, None, None], 1)[:, 0]
+        distance = _box_distance(own, targets, taken.is_object)
         return (entropy * taken.valid).sum(), distance, taken.valid.sum()
 
     whole = Level(*(jnp.concatenate(parts, 1) for parts in zip(*levels, strict=True)))
+    per_class = whole.logits.ndim == 3
+    if not per_class:
+        whole = whole._replace(logits=whole.logits[..., None], deltas=whole.deltas[:, :, None])
     return _named(
         ("loss_objectness", "loss_rpn_box_reg"), jax.vmap(of_image)(keys, whole, objects, sizes)
     )

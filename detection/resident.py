@@ -44,7 +44,7 @@ def _cut(config, name, most):
 
 
 class ResidentScenes(Resident):
-    """The scenes of `scenes` or `scenes:SET`, with the methods of `Resident`.
+    """The scenes of `scenes` or `single_scenes`, also with `:SET`, with the methods of `Resident`.
 
     A batch has `image`, `valid` and `index`, the place of the image in its split; `size` and
     `original`, int32 `[batch, 2]`, height and width; `boxes`, `labels` and, where they are trained,
@@ -59,12 +59,13 @@ class ResidentScenes(Resident):
     def load(self, name: str) -> tuple[Batch, tuple[str, ...]]:
         """See `Resident`."""
         c = self._config
-        arrays, label_names = _cut(c, name, scenes.MOST)
+        single = c.dataset.startswith("single_scenes")
+        arrays, label_names = _cut(c, name, 1 if single else scenes.MOST)
         most, room = np.count_nonzero(arrays[2], 1), c.detection.max_objects
         if most.max() > room:
             raise UserError(
                 f"detection.max_objects={room}: scene {most.argmax()} of {name} has {most.max()} "
-                f"objects; expected {scenes.MOST} at least."
+                "objects; expected as many at least."
             )
         size = np.full((len(arrays[0]), 2), scenes.SIDE, np.int32)
         named = dict(zip(("image", "boxes", "labels", "masks"), arrays, strict=True))
@@ -97,12 +98,29 @@ class ResidentScenes(Resident):
                 mirrored(batch),
                 batch,
             )
+        if self._config.task == "localization":
+            keys = example_keys(key_for(self._config.seed, Purpose.SAMPLE, step), self.rows())
+            batch = _cropped(keys, batch, self._config.data.image_size)
         room = self._config.detection.max_objects
         for name in set(OF_OBJECTS) & set(batch):
             array = batch[name][:, :room]
             missing = [(0, 0), (0, room - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
             batch[name] = jnp.pad(array, missing)
         return order, batch
+
+
+def _cropped(keys, batch, side):
+    """A square of each image, with what of the boxes is in it."""
+
+    def crop(key, image, boxes):
+        place = jax.random.randint(key, (2,), 0, scenes.SIDE - side + 1)
+        image = jax.lax.dynamic_slice(image, (*place, 0), (side, side, 3))
+        return image, jnp.clip(boxes - jnp.tile(place[::-1], 2), 0, side)
+
+    places = keys_for(keys, Augmentation.CROP_FLIP)
+    image, boxes = jax.vmap(crop)(places, batch["image"], batch["boxes"])
+    size = jnp.full_like(batch["size"], side)
+    return batch | {"image": image, "boxes": boxes, "size": size}
 
 
 def mirrored(batch: Batch) -> Batch:

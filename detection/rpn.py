@@ -81,6 +81,7 @@ def located(
     own: OwnSizes,
     padded: Array,
     anchor_sizes: Sequence[Sequence[float]] = FPN,
+    ratios: Sequence[float] = anchors.RATIOS,
 ) -> list[Level]:
     """The anchors of each level beside what the head says of them.
 
@@ -90,10 +91,11 @@ def located(
       padded: height and width of each image, int32 `[batch, 2]`, with the padding that torchvision
         counts to it.
       anchor_sizes: of each level.
+      ratios: height / width of anchors.
     """
     levels = []
     for (logits, deltas), sides in zip(found, anchor_sizes, strict=True):
-        shape, base = logits.shape[1:3], anchors.base(sides)
+        shape, base = logits.shape[1:3], anchors.base(sides, ratios)
         # As torchvision has it, what an image's padded side is divided into, and not the stride.
         strides = padded // jnp.stack(own.of(logits), 1)
         cells = jax.vmap(lambda s, to=shape, b=base: anchors.grid(to, (s[0], s[1]), b))(strides)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from data import keys, stream
 from data.feed import Batch
 from data.streamed import Streamed
-from detection import batches, coco, images, voc
+from detection import batches, coco, ilsvrc, images, voc
 from detection.annotated import Annotated
 from errors import UserError
 from run import files
@@ -74,6 +74,8 @@ class StreamedObjects(Streamed):
             )
         if kind == "voc" and where:
             return voc.read(files.at(where).expanduser(), name, self._pixels, pixels)
+        if kind == "folder" and where and c.task == "localization":
+            return ilsvrc.read(files.at(where).expanduser(), name, c.data_dir, pixels)
         if kind == "tfds" and where:
             from detection.tfds_objects import TfdsObjects
 
@@ -104,6 +106,8 @@ class StreamedObjects(Streamed):
 
     def train_batches(self, start_step: int) -> Iterator[stream.HostBatch]:
         """See `Streamed`."""
+        if self._config.task == "localization":
+            return self._crops(start_step)
         c, d = self._config, self._config.detection
         source, canvas, names = self._laid("train", objects=True)
         order = batches.training_order(canvas, c.batch_size, c.seed)
@@ -127,6 +131,28 @@ class StreamedObjects(Streamed):
         return stream.batches(
             source, example, stream.ENDLESS, start_step, blank, **self.host_options(c.batch_size)
         )
+
+    def _crops(self, start_step):
+        """Training batches of squares, with what of the boxes is in them."""
+        c, a, side = self._config, self._config.augment, self._config.data.image_size
+        source = self.source("train")
+        order = stream.record_order(len(source), c.seed)
+
+        def example(position: int) -> stream.Example:
+            index, generator = order(position), keys.host_generator(c.seed, position)
+
+            def row(one: Annotated) -> dict[str, Any]:
+                crop = batches.cropped(one, generator, side, a.resize_min, a.resize_max)
+                mirrored = bool(a.flip and generator.random() < 0.5)
+                return batches.row(crop, index, side, side, mirrored, ("boxes",))
+
+            return index, row
+
+        def blank(step: int, rows: int) -> Batch:
+            return self._blank(rows, (side, side), objects=True)
+
+        options = self.host_options(c.batch_size)
+        return stream.batches(source, example, stream.ENDLESS, start_step, blank, **options)
 
     def evaluation(self, split: str) -> Iterator[Batch]:
         """Host batches over a split, each image once, by canvases; without the objects."""

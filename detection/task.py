@@ -83,7 +83,7 @@ def loss(
 
 
 def objects_in(
-    model: FasterRCNN,
+    model: Any,
     variables: Any,
     data: Any,
     batches: Iterator[Batch],

@@ -93,6 +93,10 @@ def of(config: ConfigDict) -> Task:
         from detection import task
 
         return task
+    if config.task == "localization":
+        from detection import localization_task
+
+        return localization_task
     from detection import segmentation_task
 
     return segmentation_task
