@@ -108,7 +108,7 @@ def anchor_losses(
         matched = jnp.maximum(found[taken.indices], 0)
         classes = objects.labels[matched] - 1 if per_class else jnp.zeros_like(matched)
         logits = jnp.where(taken.valid[:, None], logits[taken.indices], 0)
-        is_class = taken.is_object[:, None] & (jnp.arange(logits.shape[1]) == classes[:, None])
+        is_class = taken.is_object[:, None] & jax.nn.one_hot(classes, logits.shape[1], dtype=bool)
         entropy = optax.sigmoid_binary_cross_entropy(logits, is_class).sum(1)
         targets = box.encode(objects.boxes[matched], anchors[taken.indices])
         own = jnp.take_along_axis(deltas[taken.indices], classes[:, None, None], 1)[:, 0]

@@ -48,16 +48,7 @@ class PerClassRPN(nn.Module):
 
         Arguments as of `FasterRCNN`; there are `num_classes` − 1 detections of each image.
         """
-        logits, deltas, anchors = self._anchors(images, padded, train=False)
-
-        def of_image(logits: Array, deltas: Array, anchors: Array, size: Array) -> Detections:
-            best, classes = logits.argmax(0), jnp.arange(self.num_classes - 1)
-            found = boxes.decode(deltas[best, classes], anchors[best])
-            scores, order = jax.lax.top_k(jax.nn.sigmoid(logits.max(0)), len(classes))
-            valid = jnp.ones(len(classes), bool)
-            return Detections(boxes.clip(found, *size)[order], scores, 1 + order, valid)
-
-        return jax.vmap(of_image)(logits, deltas, anchors, sizes)
+        return jax.vmap(best_of_each_class)(self._anchors(images, padded, train=False), sizes)
 
     def losses(
         self,
@@ -86,3 +77,17 @@ class PerClassRPN(nn.Module):
         logits, deltas, anchors = level
         shape = *anchors.shape[:2], classes
         return Level(logits.reshape(shape), deltas.reshape(*shape, 4), anchors)
+
+
+def best_of_each_class(level: Level, size: Array) -> Detections:
+    """The box with the highest score of each class, the most probable class first; of one image.
+
+    Args:
+      level: with an axis of classes after that of anchors.
+      size: height and width, at which boxes are cut off.
+    """
+    logits, deltas, anchors = level
+    best, classes = logits.argmax(0), jnp.arange(logits.shape[1])
+    found = boxes.clip(boxes.decode(deltas[best, classes], anchors[best]), *size)
+    scores, order = jax.lax.top_k(jax.nn.sigmoid(logits.max(0)), len(classes))
+    return Detections(found[order], scores, 1 + order, jnp.ones(len(classes), bool))

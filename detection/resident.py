@@ -115,7 +115,7 @@ def _cropped(keys, batch, side):
     def crop(key, image, boxes):
         place = jax.random.randint(key, (2,), 0, scenes.SIDE - side + 1)
         image = jax.lax.dynamic_slice(image, (*place, 0), (side, side, 3))
-        return image, jnp.clip(boxes - jnp.tile(place[::-1], 2), 0, side)
+        return image, jnp.clip(boxes - jnp.tile(place[::-1], 2)[None], 0, side)
 
     places = keys_for(keys, Augmentation.CROP_FLIP)
     image, boxes = jax.vmap(crop)(places, batch["image"], batch["boxes"])
