@@ -104,7 +104,7 @@ def open_weights(path: str, shorter: int = 0, longer: int = 0) -> tuple[Network,
 def of_run(run: Any) -> Network:
     """The detector or segmenter of a run that `testing.opened_run.load` has opened."""
     d = run.config.detection
-    sides = int(d.sides[-1]), d.longer if run.config.task == "detection" else 0
+    sides = int(d.sides[-1]), 0 if run.config.task == "segmentation" else d.longer
     return Network(run.model, run.variables, run.facts.label_names, *sides)
 
 
