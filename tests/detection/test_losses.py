@@ -93,14 +93,14 @@ def batch(**changes):
     return tuple((found | {"masks": masks, "keys": keys} | changes).values())
 
 
-def assert_torchvisions(numbers, name, found, gradients):
-    """The losses within 1e-4 of themselves, and each array's gradient within 1e-3 of its norm."""
+def assert_torchvisions(numbers, name, found, gradients, which=slice(None)):
+    """The losses within 1e-4 of themselves, and those arrays' gradients within 1e-3 of the norm."""
     for key, (value, count) in found.items():
         np.testing.assert_allclose(value / count, numbers[f"{name}/{key}"], rtol=1e-4)
-    expected = numbers[f"{name}/gradients"]
-    apart = np.abs(support.summary(gradients) - expected).max(1)
+    expected = numbers[f"{name}/gradients"][which]
+    apart = np.abs(support.summary(gradients)[which] - expected).max(1)
     assert (apart <= 1e-3 * expected[:, 0] + 1e-6).all()
-    assert (expected[:, 0] > 0).sum() > 60
+    assert (expected[:, 0] > 0).mean() > 0.9
 
 
 @pytest.mark.slow
@@ -196,15 +196,19 @@ def test_the_stored_losses_are_torchvisions(stored, name, tmp_path):
 
 @pytest.mark.slow
 def test_a_detector_without_a_pyramid_learns_as_torchvisions(stored, tmp_path):
+    """With conv1 to conv4 as they are, which spares compiling their gradients."""
     net, variables, _ = support.opened(stored[1], "c4", tmp_path)
-    data = batch()
+    data, which = batch(), losses.learned(variables["params"], 4, False)
 
     def loss(params):
+        params = jax.tree.map(lambda x, w: x if w else jax.lax.stop_gradient(x), params, which)
         found = net.apply(variables | {"params": params}, *data, method="losses")
         return sum(value / count for value, count in found.values()), found
 
     gradients, found = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
-    assert_torchvisions(stored[0], "c4", found, gradients)
+    which = np.array(jax.tree.leaves(which))
+    assert which.sum() > 20
+    assert_torchvisions(stored[0], "c4", found, gradients, which)
 
 
 @pytest.mark.slow
@@ -232,9 +236,10 @@ def test_a_head_on_two_devices_has_the_statistics_and_the_dropout_of_one():
     specs = (P("data"), P())
     mesh = Mesh(np.array(jax.devices()), ("data",))
     share = jax.shard_map(train, mesh=mesh, in_specs=P("data"), out_specs=specs, check_vma=False)
-    one, two = jax.jit(train)(x, keys), jax.jit(share)(x, keys)
+    alone = jax.jit(train)
+    one, two = alone(x, keys), jax.jit(share)(x, keys)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), one, two)
-    assert np.abs(jax.jit(train)(x, keys[::-1])[0] - one[0]).max() > 0.01
+    assert np.abs(alone(x, keys[::-1])[0] - one[0]).max() > 0.01
 
 
 def test_pixels_of_no_class_and_beyond_an_image_do_not_count():
