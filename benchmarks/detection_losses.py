@@ -3,7 +3,7 @@
 `python -m benchmarks.detection_losses`, where torch and torchvision are installed beside the
 project's own requirements, writes benchmarks/detection_losses.md. The networks are those of
 `benchmarks.detection_networks`; two photographs of different sizes lie in one array. Both learn
-from the same anchors, which torchvision takes as our sampler does, and from all of 200 proposals:
+from the same anchors, which torchvision takes as our sampler does, and from all of 60 proposals:
 of thousands, two of equal scores but for rounding may have changed places, and one be taken.
 With statistics of the batch, torchvision in float32 and ours are held against it in float64.
 Each network can be run for itself (`--networks`); the report keeps the rows of the others.
@@ -40,7 +40,7 @@ from detection.sampling import REGIONS, Sampling, balanced
 from detection.segmentation import AUXILIARY, Segmenter
 
 HEAD = ("network", "BN", "losses", "whose", "Δ of a loss", "arrays", "Δ of a gradient", "of")
-LIMITS = Limits(before=2000, after=200)  # of proposals
+LIMITS = Limits(before=2000, after=60)  # of proposals
 CLASSES = 21  # of objects, no more than any network here has
 ALL = 10**6  # more regions than there are
 
@@ -263,7 +263,7 @@ def main(argv: Sequence[str] | None) -> None:
     """Compares the networks, one after the other."""
     parser = reports.parser(__file__, __doc__)
     parser.add_argument("--networks", nargs="+", default=(*SEGMENTERS, *DETECTORS))
-    parser.add_argument("--shape", type=int, nargs=2, default=(192, 256), help="of the array")
+    parser.add_argument("--shape", type=int, nargs=2, default=(160, 192), help="of the array")
     flags = parser.parse_args(argv)
     versions, rows = with_torch(), []
     with tempfile.TemporaryDirectory() as folder:
