@@ -14,8 +14,8 @@ from configs.base import base
 
 def get_config(arg: str = "") -> ConfigDict:
     config = base()
-    config.update(dataset="single_scenes", batch_size=32, num_steps=600)
-    config.update(log_every=40, eval_every=300, checkpoint_every=200)
+    config.update(dataset="single_scenes", batch_size=32, num_steps=1_200)
+    config.update(log_every=40, eval_every=400, checkpoint_every=400)
     config.model.update(depth=18, width=16, output_stride=16)
     config.optim.update(name="adamw", learning_rate=2e-3, weight_decay=0.05)
     config.optim.update(schedule="cosine", warmup_steps=100)
