@@ -224,6 +224,7 @@ FIELDS = {
     "detection.width": Field(256, "channels of the pyramid, or of DeepLabV3's layers", _COUNT),
     "detection.hidden": Field(1024, "width of the two hidden layers of the box head", _COUNT),
     "detection.masks": Field(False, "a mask of each object, too (Mask R-CNN)"),
+    "detection.context": Field(False, "the whole image counts for each region, too (appendix B)"),
     "detection.anchors": Field(
         (32, 64, 128, 256, 512), "their sides in pixels: one a level, or all on conv4"
     ),

@@ -141,6 +141,7 @@ def detector(config: ConfigDict, facts: Facts) -> FasterRCNN:
         "training_limits": in_training,
         "anchors": ANCHORS._replace(number=d.anchor_samples),
         "regions": REGIONS._replace(number=d.region_samples),
+        "context": d.context,
     }
     if d.network == "c4":
         return C4(**shared, sizes=len(d.anchors))

@@ -39,7 +39,7 @@ class C4(FasterRCNN):
     def setup(self) -> None:
         """Makes the layers beside the backbone."""
         self.rpn = RPNHead(self.rpn_convs, self.sizes)
-        self.box_head = Siblings(self.num_classes)
+        self.box_head = Siblings(self.num_classes, self.context)
 
     def _shared(self, images, padded, train) -> tuple[list[Array], list[Level]]:
         own = OwnSizes(self.backbone, images.shape[1:3], padded)
@@ -51,9 +51,10 @@ class C4(FasterRCNN):
         # After a ReLU the zeros beyond an image are no maximum, as if the map ended there.
         return [jnp.where(own.inside(shared), shared, 0)], levels
 
-    def _of_regions(self, maps, regions, train=False):
+    def _of_regions(self, maps, regions, sizes, train=False):
         pool = functools.partial(roi.max_pool, size=POOLED, scale=SCALE)
-        return self.box_head(over_regions(self._conv5, jax.vmap(pool)(*maps, regions)))
+        pooled = jax.vmap(pool)(*maps, self._with_whole(regions, sizes))
+        return self.box_head(over_regions(self._conv5, pooled))
 
     def _conv5(self, pooled):
         """The mean over positions of what the backbone's last stage makes of regions."""

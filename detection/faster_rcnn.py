@@ -62,6 +62,7 @@ class FasterRCNN(nn.Module):
       width: channels of the pyramid.
       hidden, box_convs: `BoxHead`'s.
       rpn_convs: `RPNHead`'s.
+      context: what is in the whole image counts for each region (appendix B).
       mask_convs: `MaskHead`'s; 0: no masks.
       norm: BN instead of biases in the pyramid and the mask head.
       anchor_sizes: of each of the five levels, in pixels.
@@ -80,6 +81,7 @@ class FasterRCNN(nn.Module):
     rpn_convs: int = 1
     box_convs: int = 0
     mask_convs: int = 0
+    context: bool = False
     norm: bool = False
     anchor_sizes: tuple[tuple[float, ...], ...] = FPN
     canonical_size: int = 224
@@ -95,7 +97,9 @@ class FasterRCNN(nn.Module):
         """Makes the layers after the backbone."""
         self.fpn = FeaturePyramid(self.width, self.norm)
         self.rpn = RPNHead(self.rpn_convs, len(self.anchor_sizes[0]))
-        self.box_head: nn.Module = BoxHead(self.num_classes, self.hidden, self.box_convs)
+        self.box_head: nn.Module = BoxHead(
+            self.num_classes, self.hidden, self.box_convs, self.context
+        )
         if self.mask_convs:
             self.mask_head = MaskHead(self.num_classes, self.mask_convs, self.norm)
 
@@ -110,7 +114,7 @@ class FasterRCNN(nn.Module):
         """
         maps, levels = self._shared(images, padded, train=False)
         regions, any_region = proposals(levels, sizes, self.limits)
-        logits, deltas = self._of_regions(maps, regions)
+        logits, deltas = self._of_regions(maps, regions, sizes)
         objects = jax.vmap(self._chosen)
         detections = Detections(*objects(logits, deltas, regions, any_region, sizes))
         if not self.mask_convs:
@@ -148,7 +152,7 @@ class FasterRCNN(nn.Module):
         found = anchor_losses(of_anchors, levels, objects, sizes, self.anchors)
         regions, any_region = proposals(jax.lax.stop_gradient(levels), sizes, self.training_limits)
         taken = sampled_regions(of_regions, regions, any_region, objects, self.regions)
-        logits, deltas = self._of_regions(maps, taken.boxes, train=True)
+        logits, deltas = self._of_regions(maps, taken.boxes, sizes, train=True)
         found |= region_losses(logits, deltas, taken, objects, BOX_WEIGHTS)
         if not self.mask_convs:
             return found
@@ -173,10 +177,17 @@ class FasterRCNN(nn.Module):
         maps = [own.continued(x) for x in levels[:4]]
         return maps, located(found, own, padded, self.anchor_sizes)
 
-    def _of_regions(self, maps, regions, train=False):
+    def _of_regions(self, maps, regions, sizes, train=False):
         """Logits and deltas of every class of the images' regions."""
-        head = functools.partial(self.box_head, train=self._learns_statistics(train))
-        return over_regions(head, self._pooled(maps, regions, BOX_SIDE))
+        pooled = self._pooled(maps, self._with_whole(regions, sizes), BOX_SIDE)
+        return self.box_head(pooled, train=self._learns_statistics(train))
+
+    def _with_whole(self, regions, sizes):
+        """With context the whole image is one region more, the last."""
+        if not self.context:
+            return regions
+        whole = jnp.concatenate([jnp.zeros_like(sizes), sizes[:, ::-1]], -1)
+        return jnp.concatenate([regions, whole[:, None].astype(regions.dtype)], 1)
 
     def _pooled(self, maps, regions, side):
         """RoIAlign of each image's own regions: `[batch, n, side, side, c]`."""

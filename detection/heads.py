@@ -16,40 +16,56 @@ class BoxHead(nn.Module):
       num_classes: with the background, class 0.
       hidden: width of the hidden layers.
       convs: 3×3 convolutions with BN before the one hidden layer; 0: two hidden layers.
+      context: `siblings`'.
     """
 
     num_classes: int
     hidden: int = 1024
     convs: int = 0
+    context: bool = False
 
     @nn.compact
     def __call__(self, pooled: Array, train: bool = False) -> tuple[Array, Array]:
-        """Regions `[n, 7, 7, c]` to logits `[n, classes]` and deltas `[n, classes, 4]`.
+        """Regions `[batch, n, 7, 7, c]` to `siblings`' results.
 
         `train` is of the BN: `Layer`'s.
         """
-        x = pooled
+        x = pooled.reshape(-1, *pooled.shape[2:])
         for i in range(self.convs):
             x = Layer(x.shape[-1], 3, name=f"layer{i + 1}")(x, train)
         x = x.reshape(len(x), -1)
         for name in ("hidden",) if self.convs else ("hidden1", "hidden2"):
             x = relu_of_norm(nn.Dense(self.hidden, name=name)(x))
-        return siblings(self.num_classes, x)
+        return siblings(self.num_classes, x.reshape(*pooled.shape[:2], -1), self.context)
 
 
 class Siblings(nn.Module):
-    """Class and box by one layer each (Girshick 2015)."""
+    """Class and box by one layer each (Girshick 2015), as `siblings` makes them."""
 
     num_classes: int
+    context: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        """Regions `[…, c]` to logits `[…, classes]` and deltas `[…, classes, 4]`."""
-        return siblings(self.num_classes, x)
+        """Regions `[batch, n, c]` to `siblings`' results."""
+        return siblings(self.num_classes, x, self.context)
 
 
-def siblings(num_classes: int, x: Array) -> tuple[Array, Array]:
-    """The two last layers of the module that calls it, with `Siblings`' arguments and results."""
+def siblings(num_classes: int, x: Array, context: bool) -> tuple[Array, Array]:
+    """The two last layers of the module that calls it.
+
+    Args:
+      num_classes: with the background.
+      x: regions `[batch, n, c]`.
+      context: the last region is the whole image, and beside what is in each of the others, its
+        classes and boxes depend on what is in that one (global context: appendix B).
+
+    Returns:
+      Logits `[batch, n, classes]` and deltas `[batch, n, classes, 4]`, with context of one less.
+    """
+    if context:
+        x, whole = x[:, :-1], x[:, -1:]
+        x = jnp.concatenate([x, jnp.broadcast_to(whole, x.shape)], -1)
     normal = nn.initializers.normal  # deviations of Girshick 2015, section 2.3
     logits = nn.Dense(num_classes, kernel_init=normal(0.01), name="scores")(x)
     deltas = nn.Dense(4 * num_classes, kernel_init=normal(0.001), name="deltas")(x)
