@@ -60,10 +60,11 @@ def run(
     check(config, mesh.size)
     data, runs = agreed(lambda: _opened(config, workdir, mesh, weight_file), _description)
     if config.task != "classification":
-        (one,) = runs
-        variables = replicate(one.variables, mesh)
-        result = task.of(config).measure(one.model, variables, data, config.eval.split, mesh)
-        return _written(result | question(config, runs), workdir, task.of(config).said(result))
+        model, variables = task.tested(config, runs)
+        variables = replicate(variables, mesh)
+        result = task.of(config).measure(model, variables, data, config.eval.split, mesh)
+        result |= question(config, runs) | {"refine_boxes": config.eval.refine_boxes}
+        return _written(result, workdir, task.of(config).said(result))
     passes = _passes(config, data, runs)
     if config.eval.precise_bn:
         runs = [precise_bn.apply(one, config, data, mesh) for one in runs]
@@ -98,8 +99,8 @@ def _said(result):
 
 def _opened(config, workdir, mesh, weight_file):
     """The data to test on and the runs to test, which fit them."""
-    others = [opened_run.load(folder) for folder in config.eval.ensemble]
     of_task = None if config.task == "classification" else task.of(config)
+    others = [opened_run.load(folder, task=of_task) for folder in config.eval.ensemble]
     runs = [] if weight_file else [opened_run.load(workdir, task=of_task)]
     data = open_data(config, mesh)
     if weight_file:

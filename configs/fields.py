@@ -260,5 +260,8 @@ FIELDS = {
     "eval.precise_bn": Field(False, "recompute BN statistics over training images first"),
     "eval.precise_bn_batches": Field(200, "training batches for precise_bn", _COUNT),
     "eval.store_precise_bn": Field(False, "write the precise statistics into the workdir"),
+    "eval.refine_boxes": Field(
+        False, "detection: boxes that are found are regions again, and vote (appendix B)"
+    ),
     "eval.ensemble": Field((), "further workdirs whose probabilities are averaged in"),
 }

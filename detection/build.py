@@ -27,14 +27,27 @@ OFF: dict[str, Any] = {
     **{"augment.mixup": 0.0, "augment.cutmix": 0.0, "augment.erase": 0.0, "augment.repeats": 1},
     **{"optim.loss": "softmax", "optim.label_smoothing": 0.0, "optim.train_only": "all"},
     **{"optim.warmup_until_error": 0.0, "model.scan_blocks": False, "model.dtype": "float32"},
-    **{"data.normalization": "imagenet", "eval.protocol": "center", "eval.precise_bn": False},
-    **{"eval.ensemble": (), "replace_head": False},
+    **{"data.normalization": "imagenet", "eval.precise_bn": False, "replace_head": False},
+}
+# What detectors do, and segmenters do not.
+BOOSTS: dict[str, Any] = {
+    **{"eval.protocol": "center", "eval.ensemble": (), "eval.refine_boxes": False},
+    **{"detection.context": False},
 }
 
 
 def check_detection(config: ConfigDict) -> None:
     """Raises UserError for a field that cannot work, or that a detector would not heed."""
-    _check_shared(config, ("fpn", "c4"))
+    _check_shared(config, ("fpn", "c4"), OFF)
+    e = config.eval
+    if e.protocol == "10crop":
+        raise UserError(
+            "eval.protocol='10crop': expected 'center' or 'multiscale' with task=detection."
+        )
+    if e.protocol == "multiscale" and not (e.scales and all(s == int(s) >= 1 for s in e.scales)):
+        raise UserError(
+            f"eval.scales={e.scales}: expected whole numbers from 1 on, the images' shorter sides."
+        )
     if config.model.stem == "cifar" or config.model.output_stride != MULTIPLE:
         raise UserError(
             f"model.stem={config.model.stem!r}, model.output_stride={config.model.output_stride}: "
@@ -72,15 +85,15 @@ def check_localization(config: ConfigDict) -> None:
 
 def check_segmentation(config: ConfigDict) -> None:
     """Raises UserError for a field that cannot work, or that a segmenter would not heed."""
-    _check_shared(config, ("fcn", "deeplabv3"))
+    _check_shared(config, ("fcn", "deeplabv3"), OFF | BOOSTS)
     if config.model.stem == "cifar":
         raise UserError("model.stem='cifar': expected imagenet or deep with task=segmentation.")
 
 
-def _check_shared(config, networks):
+def _check_shared(config, networks, off_fields):
     d = config.detection
     models.check(config.model)
-    for name, off in OFF.items():
+    for name, off in off_fields.items():
         group, _, last = name.rpartition(".")
         value = (config[group] if group else config)[last]
         if value != off:

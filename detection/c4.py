@@ -1,6 +1,7 @@
 """Faster R-CNN without a pyramid, as the paper has it in appendix A: "C4"."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ from jax import Array
 
 from detection import roi
 from detection.anchors import FPN_SIZES
-from detection.faster_rcnn import FasterRCNN, over_regions
+from detection.boxes import areas, decode
+from detection.faster_rcnn import BOX_WEIGHTS, FasterRCNN, View, over_regions
 from detection.heads import Siblings
 from detection.rpn import Level, Limits, RPNHead, located
 from detection.sampling import Sampling
@@ -16,6 +18,7 @@ from models.padded import OwnSizes
 
 POOLED = 14  # sides that regions are pooled to; conv5 halves them
 SCALE = 1 / 16  # of conv4
+CANONICAL = 224  # pixels: side of the images that the layers after the pooling have learned from
 
 
 class C4(FasterRCNN):
@@ -41,7 +44,10 @@ class C4(FasterRCNN):
         self.rpn = RPNHead(self.rpn_convs, self.sizes)
         self.box_head = Siblings(self.num_classes, self.context)
 
-    def _shared(self, images, padded, train) -> tuple[list[Array], list[Level]]:
+    def shared(
+        self, images: Array, padded: Array, train: bool = False
+    ) -> tuple[list[Array], list[Level]]:
+        """See `FasterRCNN`; `train` changes nothing."""
         own = OwnSizes(self.backbone, images.shape[1:3], padded)
         with own.respected():
             _, endpoints = self.backbone(images, train=False)
@@ -51,9 +57,31 @@ class C4(FasterRCNN):
         # After a ReLU the zeros beyond an image are no maximum, as if the map ended there.
         return [jnp.where(own.inside(shared), shared, 0)], levels
 
-    def _of_regions(self, maps, regions, sizes, train=False):
-        pool = functools.partial(roi.max_pool, size=POOLED, scale=SCALE)
-        pooled = jax.vmap(pool)(*maps, self._with_whole(regions, sizes))
+    def judged(self, views: Sequence[View], regions: Array, sizes: Array) -> tuple[Array, Array]:
+        """See `FasterRCNN`; of several views the maximum of what a region is pooled to.
+
+        Of two views, as appendix B has it: the last, by scale, that shows the region with at most
+        `CANONICAL` pixels a side, and the one after it (Ren et al. 2015, "Networks on conv maps").
+        """
+        shown = self._with_whole(regions, sizes)
+        pooled = [self._pooled(maps, shown * scale, POOLED) for maps, scale in views]
+        sides = [jnp.sqrt(areas(shown * scale)) for _, scale in views]
+        first = sum((side <= CANONICAL).astype(jnp.int32) for side in sides) - 1
+        first = jnp.clip(first, 0, max(0, len(views) - 2))
+        near = [((first == i) | (first == i - 1))[..., None, None, None] for i in range(len(views))]
+        merged = functools.reduce(
+            jnp.maximum, (jnp.where(n, p, 0) for n, p in zip(near, pooled, strict=True))
+        )  # what is pooled follows a ReLU: 0 is no maximum
+        logits, deltas = self._of_pooled(merged)
+        return jax.nn.softmax(logits), decode(deltas, regions[:, :, None], BOX_WEIGHTS)
+
+    def _pooled(self, maps, regions, side):
+        return jax.vmap(functools.partial(roi.max_pool, size=side, scale=SCALE))(*maps, regions)
+
+    def _of_regions(self, maps, regions, train=False):
+        return self._of_pooled(self._pooled(maps, regions, POOLED))
+
+    def _of_pooled(self, pooled):
         return self.box_head(over_regions(self._conv5, pooled))
 
     def _conv5(self, pooled):

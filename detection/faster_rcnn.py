@@ -5,7 +5,7 @@ with zeros to a multiple of 32 pixels, an array here may be larger still (`model
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,6 +33,7 @@ BOX_SIDE, MASK_SIDE = 7, 14  # of what regions are pooled to
 SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)  # of the levels that regions are pooled from
 SAMPLES = 2  # of RoIAlign in each direction of a bin
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of a region's deltas
+VOTED = 0.3  # IoU of suppression before boxes vote (appendix B)
 
 
 class Detections(NamedTuple):
@@ -51,6 +52,19 @@ class Detections(NamedTuple):
     labels: Array
     valid: Array
     masks: Array | None = None
+
+
+class View(NamedTuple):
+    """An image at one size.
+
+    Attributes:
+      maps: of the network's `shared`.
+      scale: of this size to that of the image's boxes: `[batch, 1, 4]`, of left, top and so on, or
+        one number.
+    """
+
+    maps: list[Array]
+    scale: Array | float
 
 
 class FasterRCNN(nn.Module):
@@ -112,16 +126,38 @@ class FasterRCNN(nn.Module):
           sizes: their own heights and widths, int32 `[batch, 2]`.
           padded: the same with the zeros that count as part of the image, in multiples of 32.
         """
-        maps, levels = self._shared(images, padded, train=False)
+        maps, levels = self.shared(images, padded)
         regions, any_region = proposals(levels, sizes, self.limits)
-        logits, deltas = self._of_regions(maps, regions, sizes)
-        objects = jax.vmap(self._chosen)
-        detections = Detections(*objects(logits, deltas, regions, any_region, sizes))
+        views = [View(maps, 1.0)]
+        detections = self.chosen(*self.judged(views, regions, sizes), any_region, sizes)
         if not self.mask_convs:
             return detections
-        pooled = self._pooled(maps, detections.boxes, MASK_SIDE)
-        logits = over_regions(self.mask_head, pooled, detections.labels)
-        return detections._replace(masks=jax.nn.sigmoid(logits))
+        masks = self.masked(views, detections.boxes, detections.labels)
+        return detections._replace(masks=masks)
+
+    def judged(self, views: Sequence[View], regions: Array, sizes: Array) -> tuple[Array, Array]:
+        """Probabilities `[batch, n, classes]` and boxes `[batch, n, classes, 4]` of regions.
+
+        Of several views their means (appendix B). In a pyramid every view shows a region at about
+        one size already, and its maps are sums that no ReLU follows: a maximum has no meaning.
+
+        Args:
+          views: of each image at one or several sizes.
+          regions: `[batch, n, 4]`.
+          sizes: of the images, int32 `[batch, 2]`.
+        """
+        shown = self._with_whole(regions, sizes)
+        each = [self._of_regions(maps, shown * scale) for maps, scale in views]
+        found = [
+            (jax.nn.softmax(logits), boxes.decode(deltas, regions[:, :, None], BOX_WEIGHTS))
+            for logits, deltas in each
+        ]
+        return mean(found)
+
+    def masked(self, views: Sequence[View], boxes: Array, labels: Array) -> Array:
+        """Probabilities of masks in boxes `[batch, n, 4]` of some labels; of views their mean."""
+        pooled = [self._pooled(maps, boxes * scale, MASK_SIDE) for maps, scale in views]
+        return mean([jax.nn.sigmoid(over_regions(self.mask_head, one, labels)) for one in pooled])
 
     def losses(
         self,
@@ -146,13 +182,13 @@ class FasterRCNN(nn.Module):
             `np.packbits`), where there is a mask head.
           keys: one of each image, `[batch]`: what is sampled is a function of it.
         """
-        maps, levels = self._shared(images, padded, train=True)
+        maps, levels = self.shared(images, padded, train=True)
         objects = annotated(boxes, labels, sizes)
         of_anchors, of_regions = jax.vmap(jax.random.split, out_axes=1)(keys)
         found = anchor_losses(of_anchors, levels, objects, sizes, self.anchors)
         regions, any_region = proposals(jax.lax.stop_gradient(levels), sizes, self.training_limits)
         taken = sampled_regions(of_regions, regions, any_region, objects, self.regions)
-        logits, deltas = self._of_regions(maps, taken.boxes, sizes, train=True)
+        logits, deltas = self._of_regions(maps, self._with_whole(taken.boxes, sizes), True)
         found |= region_losses(logits, deltas, taken, objects, BOX_WEIGHTS)
         if not self.mask_convs:
             return found
@@ -165,7 +201,9 @@ class FasterRCNN(nn.Module):
         """Whether BN after the backbone has statistics of the batch: as the backbone has."""
         return train and not self.backbone.frozen_bn
 
-    def _shared(self, images, padded, train) -> tuple[list[Array], list[Level]]:
+    def shared(
+        self, images: Array, padded: Array, train: bool = False
+    ) -> tuple[list[Array], list[Level]]:
         """What is computed once for an image: maps for its regions, and the anchors' scores."""
         own = OwnSizes(self.backbone, images.shape[1:3], padded)
         with own.respected():
@@ -177,9 +215,9 @@ class FasterRCNN(nn.Module):
         maps = [own.continued(x) for x in levels[:4]]
         return maps, located(found, own, padded, self.anchor_sizes)
 
-    def _of_regions(self, maps, regions, sizes, train=False):
-        """Logits and deltas of every class of the images' regions."""
-        pooled = self._pooled(maps, self._with_whole(regions, sizes), BOX_SIDE)
+    def _of_regions(self, maps, regions, train=False):
+        """Logits and deltas of every class of the images' regions, which are `_with_whole`."""
+        pooled = self._pooled(maps, regions, BOX_SIDE)
         return self.box_head(pooled, train=self._learns_statistics(train))
 
     def _with_whole(self, regions, sizes):
@@ -199,17 +237,42 @@ class FasterRCNN(nn.Module):
 
         return jax.vmap(pooled)(maps, regions)
 
-    def _chosen(self, logits, deltas, regions, any_region, size):
-        """An image's detections: of every region and class the box, and then the best."""
-        found = boxes.clip(boxes.decode(deltas, regions[:, None], BOX_WEIGHTS), *size)[:, 1:]
-        scores = jax.nn.softmax(logits)[:, 1:]
-        valid = any_region[:, None] & (scores > self.score) & boxes.large(found, 1e-2)
-        labels = jnp.broadcast_to(jnp.arange(1, self.num_classes), scores.shape)
-        found, scores, labels = found.reshape(-1, 4), scores.reshape(-1), labels.reshape(-1)
-        index, kept = nms.keep(
-            found, scores, valid.reshape(-1), self.threshold, labels, limit=self.most
-        )
-        return found[index], scores[index], labels[index], kept
+    def chosen(
+        self,
+        scores: Array,
+        found: Array,
+        any_region: Array,
+        sizes: Array,
+        vote: bool = False,
+    ) -> Detections:
+        """The best of the boxes of all regions and classes, without masks.
+
+        Args:
+          scores, found: of `judged`.
+          any_region: which of the regions are any, bool `[batch, n]`.
+          sizes: of the images, int32 `[batch, 2]`.
+          vote: those that are kept become means of those that are not (`nms.vote`), and suppress at
+            `VOTED` (appendix B).
+        """
+        threshold = VOTED if vote else self.threshold
+
+        def best(scores: Array, found: Array, any_region: Array, size: Array) -> Detections:
+            found, scores = boxes.clip(found, *size)[:, 1:], scores[:, 1:]
+            valid = any_region[:, None] & (scores > self.score) & boxes.large(found, 1e-2)
+            labels = jnp.broadcast_to(jnp.arange(1, self.num_classes), scores.shape)
+            found, scores, labels, valid = (
+                x.reshape(-1, *x.shape[2:]) for x in (found, scores, labels, valid)
+            )
+            index, kept = nms.keep(found, scores, valid, threshold, labels, limit=self.most)
+            final = nms.vote(index, found, scores, valid, labels) if vote else found[index]
+            return Detections(final, scores[index], labels[index], kept)
+
+        return jax.vmap(best)(scores, found, any_region, sizes)
+
+
+def mean(found: Sequence[Any]) -> Any:
+    """The mean of trees of arrays."""
+    return jax.tree.map(lambda *each: sum(each[1:], each[0]) / len(each), *found)
 
 
 def over_regions(head: Callable[..., Any], *of_regions: Array) -> Any:

@@ -17,6 +17,7 @@ from data.facts import Facts
 from data.feed import Batch, Feed
 from data.normalization import Normalization, normalize
 from detection import draw
+from detection.images import MULTIPLE
 from detection.losses import Loss
 from detection.losses import learned as learned_of
 from errors import UserError
@@ -84,11 +85,24 @@ def learned(config: ConfigDict) -> Callable[[Any], Any]:
 def shown(batch: Batch, normalization: Normalization) -> tuple[jax.Array, jax.Array]:
     """Images as the network takes them, zeros beyond each, and their sizes: 0 of invalid ones."""
     sizes = jnp.where(batch["valid"][:, None], batch["size"], 0)
-    images = normalize(batch["image"], *normalization)
+    return cut(normalize(batch["image"], *normalization), sizes), sizes
+
+
+def cut(images: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Images `[batch, height, width, 3]` with zeros beyond their own sizes, int32 `[batch, 2]`."""
     rows, columns = (
         jnp.arange(n)[None] < sizes[:, i, None] for i, n in enumerate(images.shape[1:3])
     )
-    return jnp.where((rows[:, :, None] & columns[:, None])[..., None], images, 0), sizes
+    return jnp.where((rows[:, :, None] & columns[:, None])[..., None], images, 0)
+
+
+def padded(images: jax.Array, sizes: jax.Array, whole: bool = False) -> jax.Array:
+    """Sizes with the zeros that count as part of an image: up to 32 pixels, or the `whole` array.
+
+    Statistics of a batch are of whole arrays. Of an invalid image there is nothing else.
+    """
+    canvas = jnp.array(images.shape[1:3], jnp.int32)[None]
+    return jnp.where(whole | (sizes == 0), canvas, -(-sizes // MULTIPLE) * MULTIPLE)
 
 
 def kept(config: ConfigDict, variables: Any) -> Any:

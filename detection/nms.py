@@ -8,6 +8,7 @@ import numpy as np
 
 from detection.boxes import iou, rounded
 
+VOTES = 0.5  # IoU with a box from which another has a vote on it
 BLOCK = 128  # boxes that one step of the loop decides
 # torchvision's `batched_nms` on a CPU: up to so many boxes are shifted apart by class.
 MAX_SHIFTED = 1000
@@ -63,6 +64,32 @@ def keep(
     positions = _first_kept(boxes, label, count, _float32_below(threshold), limit)
     kept = jnp.arange(limit) < positions[1]
     return jnp.where(kept, order[positions[0]], 0), kept
+
+
+def vote(
+    kept: jax.Array,
+    boxes: jax.Array,
+    scores: jax.Array,
+    valid: jax.Array,
+    classes: jax.Array,
+    overlap: float = VOTES,
+) -> jax.Array:
+    """Box voting (Gidaris & Komodakis 2015, section 5.2).
+
+    Each of the `kept` boxes, int `[k]` of `keep`, becomes the mean of all of its class whose IoU
+    with it is at least `overlap`, weighted by their scores; itself is one of them.
+
+    Args:
+      boxes, scores, valid, classes: of `keep`; others than the valid ones have no vote.
+
+    Returns:
+      `[k, 4]`. A box without area, which overlaps nothing, stays.
+    """
+    near = (iou(boxes[kept], boxes) >= overlap) & (classes[kept][:, None] == classes) & valid
+    weights = jnp.where(near, scores, 0)
+    total = weights.sum(-1, keepdims=True)
+    means = jnp.matmul(weights, boxes, precision=jax.lax.Precision.HIGHEST) / total
+    return jnp.where(total > 0, means, boxes[kept])
 
 
 def _first_kept(boxes, label, count, threshold, limit):

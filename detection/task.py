@@ -18,6 +18,7 @@ from detection import build, draw, learning
 from detection.average_precision import coco_ap, gathered_objects, run_lengths, voc_ap
 from detection.faster_rcnn import FasterRCNN
 from detection.images import MULTIPLE
+from detection.learning import padded
 from detection.masks import paste
 from detection.network import Objects
 from run.mesh import positions
@@ -54,15 +55,6 @@ def prepare(
     keys = example_keys(key_for(config.seed, Purpose.SAMPLE, step), positions(len(images)))
     names = ("boxes", "labels", *["masks"] * config.detection.masks)
     return {"images": images, "sizes": sizes, "keys": keys} | {n: batch[n] for n in names}
-
-
-def padded(images: jax.Array, sizes: jax.Array, whole: bool = False) -> jax.Array:
-    """Sizes with the zeros that count as part of an image: up to 32 pixels, or the `whole` array.
-
-    Statistics of a batch are of whole arrays. Of an invalid image there is nothing else.
-    """
-    canvas = jnp.array(images.shape[1:3], jnp.int32)[None]
-    return jnp.where(whole | (sizes == 0), canvas, -(-sizes // MULTIPLE) * MULTIPLE)
 
 
 def loss(

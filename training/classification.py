@@ -17,6 +17,7 @@ from data.facts import Facts
 from data.feed import Batch
 from data.keys import Purpose, example_keys, key_for
 from data.normalization import Normalization, normalize
+from errors import UserError
 from run.compare import differences
 from run.mesh import DATA_AXIS, positions
 from run.workdir import Workdir
@@ -26,8 +27,12 @@ LOG = logging.getLogger("residual")
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError where the network cannot be built."""
+    """Raises UserError where the network cannot be built, or for what only detectors do."""
     models.check(config.model)
+    for name in ("eval.refine_boxes", "detection.context"):
+        group, _, last = name.partition(".")
+        if config[group][last]:
+            raise UserError(f"{name}=True: expected False with task=classification.")
 
 
 def create(config: ConfigDict, facts: Facts) -> nn.Module:

@@ -4,7 +4,7 @@ A task is a module with the functions of `Task`. A metrics line of an evaluation
 number that a checkpoint keeps (of classification's it is `top1_error`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -81,6 +81,15 @@ class Task(Protocol):
 
     def said(self, result: dict[str, Any]) -> str:
         """A result in words."""
+
+
+def tested(config: ConfigDict, runs: Sequence[Any]) -> tuple[Any, Any]:
+    """What `config.eval` asks to test, of opened runs: a network for `measure`, its variables."""
+    if config.task == "detection":
+        from detection import boosted
+
+        return boosted.of(config, runs)
+    return runs[0].model, runs[0].variables
 
 
 def of(config: ConfigDict) -> Task:
