@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from data import corrupt, transforms
 from data.decode import DecodeError, decode, image_size
 from data.facts import tested_size
+from errors import UserError
 from input_pipeline import open_data
 from run import provenance
 from run.agreement import agreed
@@ -100,6 +101,9 @@ def _said(result):
 def _opened(config, workdir, mesh, weight_file):
     """The data to test on and the runs to test, which fit them."""
     of_task = None if config.task == "classification" else task.of(config)
+    for folder in config.eval.ensemble:
+        if (learned := Workdir(folder).read_config().task) != config.task:
+            raise UserError(f"{folder}: this run has learned {learned}; expected {config.task}.")
     others = [opened_run.load(folder, task=of_task) for folder in config.eval.ensemble]
     runs = [] if weight_file else [opened_run.load(workdir, task=of_task)]
     data = open_data(config, mesh)

@@ -74,4 +74,5 @@ def c4(arg: str) -> tuple[ConfigDict, set[str]]:
     config.detection.update(network="c4", sides=(600,), longer=1000, frozen_stages=0)
     config.detection.update(candidates=(12_000, 6_000), proposals=(2_000, 300), region_samples=128)
     config.optim.learning_rate = 0.001
+    config.eval.scales = (200, 400, 600, 800, 1000)  # appendix B, with eval.protocol=multiscale
     return config, words

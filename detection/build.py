@@ -66,7 +66,7 @@ def check_detection(config: ConfigDict) -> None:
 
 def check_localization(config: ConfigDict) -> None:
     """Raises UserError for a field that cannot work, or that a per-class RPN would not heed."""
-    _check_shared(config, ("rpn",))
+    _check_shared(config, ("rpn",), OFF | BOOSTS)
     d, stem, side = config.detection, config.model.stem, config.data.image_size
     if stem == "cifar" or d.masks or not d.anchors or min(d.anchors) < 1:
         raise UserError(

@@ -60,19 +60,12 @@ class C4(FasterRCNN):
     def judged(self, views: Sequence[View], regions: Array, sizes: Array) -> tuple[Array, Array]:
         """See `FasterRCNN`; of several views the maximum of what a region is pooled to.
 
-        Of two views, as appendix B has it: the last, by scale, that shows the region with at most
-        `CANONICAL` pixels a side, and the one after it (Ren et al. 2015, "Networks on conv maps").
+        Of two views, as appendix B has it: `adjacent`.
         """
         shown = self._with_whole(regions, sizes)
         pooled = [self._pooled(maps, shown * scale, POOLED) for maps, scale in views]
         sides = [jnp.sqrt(areas(shown * scale)) for _, scale in views]
-        first = sum((side <= CANONICAL).astype(jnp.int32) for side in sides) - 1
-        first = jnp.clip(first, 0, max(0, len(views) - 2))
-        near = [((first == i) | (first == i - 1))[..., None, None, None] for i in range(len(views))]
-        merged = functools.reduce(
-            jnp.maximum, (jnp.where(n, p, 0) for n, p in zip(near, pooled, strict=True))
-        )  # what is pooled follows a ReLU: 0 is no maximum
-        logits, deltas = self._of_pooled(merged)
+        logits, deltas = self._of_pooled(adjacent(pooled, sides))
         return jax.nn.softmax(logits), decode(deltas, regions[:, :, None], BOX_WEIGHTS)
 
     def _pooled(self, maps, regions, side):
@@ -88,3 +81,20 @@ class C4(FasterRCNN):
         """The mean over positions of what the backbone's last stage makes of regions."""
         own = {kind: tree["stage4"] for kind, tree in self.backbone.variables.items()}
         return self.backbone.stage(4, parent=None).apply(own, pooled, train=False).mean((1, 2))
+
+
+def adjacent(pooled: Sequence[Array], sides: Sequence[Array]) -> Array:
+    """The maximum of each region at two adjacent sizes (appendix B).
+
+    Which two is not said there. Here they are the last at which the region has at most `CANONICAL`
+    pixels a side, and the next.
+
+    Args:
+      pooled: `[batch, n, s, s, c]` for each size of the image, the smallest first; after a ReLU.
+      sides: of the regions, `[batch, n]` for each size of the image, in pixels.
+    """
+    fitting = sum((side <= CANONICAL).astype(jnp.int32) for side in sides)
+    first = jnp.clip(fitting - 1, 0, max(0, len(pooled) - 2))
+    near = [((first == i) | (first == i - 1))[..., None, None, None] for i in range(len(pooled))]
+    # 0 is no maximum of what is not below it.
+    return functools.reduce(jnp.maximum, [p * n for p, n in zip(pooled, near, strict=True)])

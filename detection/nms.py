@@ -74,7 +74,7 @@ def vote(
     classes: jax.Array,
     overlap: float = VOTES,
 ) -> jax.Array:
-    """Box voting (Gidaris & Komodakis 2015, section 5.2).
+    """Box voting (Gidaris & Komodakis 2015).
 
     Each of the `kept` boxes, int `[k]` of `keep`, becomes the mean of all of its class whose IoU
     with it is at least `overlap`, weighted by their scores; itself is one of them.
@@ -85,8 +85,8 @@ def vote(
     Returns:
       `[k, 4]`. A box without area, which overlaps nothing, stays.
     """
-    near = (iou(boxes[kept], boxes) >= overlap) & (classes[kept][:, None] == classes) & valid
-    weights = jnp.where(near, scores, 0)
+    near = (iou(boxes[kept], boxes) >= overlap) & (classes[kept][:, None] == classes[None])
+    weights = jnp.where(near & valid[None], scores[None], 0)
     total = weights.sum(-1, keepdims=True)
     means = jnp.matmul(weights, boxes, precision=jax.lax.Precision.HIGHEST) / total
     return jnp.where(total > 0, means, boxes[kept])

@@ -52,23 +52,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     config = groups[PLAIN][0].config
     args.dataset = config.dataset
-    measure = _measurer(config, [one for runs in groups.values() for one in runs], args)
+    everyone = [one for runs in groups.values() for one in runs]
+    measure = _measurer(config, everyone, args)
     measured = []
     for group, runs in groups.items():
         prefix = "" if group == PLAIN else f"{CONTEXT}, "
         for name, fields in OPTIONS.items():
             found = [measure([one], fields) for one in runs]
-            measured.append({"name": prefix + name, "runs": len(runs), "found": found})
+            row = (prefix + name).removesuffix(f", {PLAIN}")
+            measured.append({"name": row, "runs": len(runs), "found": found})
     runs = groups[PLAIN]
     if len(runs) > 1:
         for name, fields in OPTIONS.items():
             found = [measure(runs, fields)]
-            measured.append({"name": f"{ENSEMBLE}, {name}", "runs": len(runs), "found": found})
-    every = [{"seed": one.config.seed} for runs in groups.values() for one in runs]
+            row = f"{ENSEMBLE}, {name}".removesuffix(f", {PLAIN}")
+            measured.append({"name": row, "runs": len(runs), "found": found})
+    every = [{"seed": one.config.seed} for one in everyone]
     notes = [
         f"{config.dataset} {args.split} instead of COCO; ResNet-{config.model.depth} "
         f"({config.detection.network}) instead of ResNet-101 (c4)",
         f"shorter sides {args.scales} instead of 200 to 1000 in five steps",
+        *(f"{one.workdir}: after {one.step} of {one.config.num_steps} steps" for one in everyone),
     ]
     head = result.header(args, notes, every)
     title = "Appendix B: what is gained in testing"
@@ -87,8 +91,7 @@ def table(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         means = np.array([[found[k] for k in ("AP50", "AP")] for found in one["found"]]).mean(0)
         plain = means if plain is None else plain
         gains = [None, None] if one is measured[0] else [f"{gain:+.2f}" for gain in means - plain]
-        key = one["name"].removesuffix(f", {PLAIN}")
-        rows.append([one["name"], one["runs"], *map(float, means), *gains, *_papers(key)])
+        rows.append([one["name"], one["runs"], *map(float, means), *gains, *_papers(one["name"])])
     gains = ["gain at IoU 0.5", "gain", "paper's gain at IoU 0.5", "paper's gain"]
     return result.table("", ["tested", "runs", "AP at IoU 0.5", "AP", *gains], rows)
 

@@ -27,5 +27,5 @@ def get_config(arg: str = "") -> ConfigDict:
     if "fcn" in words:
         config.task, config.detection.network = "segmentation", "fcn"
         config.model.output_stride = 8
-    config.eval.batch_size = 20
+    config.eval.update(batch_size=20, scales=(112, 128, 144))
     return shortened(config, words)

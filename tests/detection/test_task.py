@@ -24,11 +24,13 @@ from detection.classes import COCO, VOC
 from errors import UserError
 from models import resnet
 from models.block import BasicBlock
+from paper import appendix_b
 from run.checkpoint import Checkpoints
 from run.mesh import make_mesh
 from run.workdir import Workdir
 from testing import opened_run
 from tests.support import detection_reference
+from tests.support.published import published
 from tests.support.reference_weights import write_safetensors
 from training import step as train_step
 from training import task
@@ -156,6 +158,23 @@ def test_a_workdir_is_tested_and_predicts(finished, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_workdir_is_tested_as_appendix_b_does(finished, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    config = opened(folder).config
+    config.eval.update(refine_boxes=True, protocol="multiscale", scales=(96,))
+    config.eval.ensemble = (str(folder),)
+    tested = evaluate.run(config, str(folder))
+    assert tested["images"] == 4 and tested["refine_boxes"] and tested["scales"] == [96]
+    assert [one["workdir"] for one in tested["networks"]] == 2 * [str(folder)]
+    monkeypatch.setattr(appendix_b, "OPTIONS", {appendix_b.PLAIN: {}})
+    argv = ["--workdirs", str(folder), "--context", str(folder), f"--out={tmp_path}"]
+    content = published(appendix_b, [*argv, "--scales", "96"])
+    plain, context = content["tables"][0]["rows"]
+    assert plain[0] == "tested plainly" and plain[3] == context[3] == finished[1]["AP"]
+    assert context[0] == "context" and context[-4:] == ["+0.00", "+0.00", "+1.2", "+0.1"]
+
+
+@pytest.mark.slow
 def test_a_classifiers_backbone_is_taken(finished, tmp_path):
     run = opened(finished[0])
     backbone = {kind: dict(tree["backbone"]) for kind, tree in run.variables.items()}
@@ -220,6 +239,11 @@ def test_weights_of_another_head(tmp_path):
         ({"detection__max_objects": 0}, "detection.max_objects=0: expected a number"),
         ({"detection__frozen_stages": 6}, "detection.frozen_stages=6"),
         ({"eval__protocol": "10crop"}, "eval.protocol='10crop': expected 'center'"),
+        ({"eval__protocol": "multiscale", "eval__scales": (96, 0)}, "eval.scales=(96, 0)"),
+        (
+            {"task": "classification", "eval__refine_boxes": True},
+            "eval.refine_boxes=True: expected False with task=classification",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(fields, message):
