@@ -19,7 +19,7 @@ from data.keys import Purpose, example_keys, key_for
 from data.normalization import Normalization, normalize
 from errors import UserError
 from run.compare import differences
-from run.mesh import DATA_AXIS, positions
+from run.mesh import positions
 from run.workdir import Workdir
 from testing import scores
 
@@ -107,7 +107,6 @@ def prepare(
     batch: Batch,
 ) -> tuple[jax.Array, ...]:
     """Augmented, normalised images, soft targets, weights, labels and which images are valid."""
-    total = jax.lax.psum(batch["valid"].sum(), DATA_AXIS)
     augment, images = config.augment, batch["image"]
     keys = example_keys(key_for(config.seed, Purpose.AUGMENT, step), positions(len(images)))
     if augment.kind == "random_resized_crop" and config.data.resident:
@@ -127,8 +126,7 @@ def prepare(
     images, targets = mixup.mix(
         keys, images, targets, batch["valid"], mixup=augment.mixup, cutmix=augment.cutmix
     )
-    weights = batch["valid"] / jnp.maximum(total, 1).astype(jnp.float32)
-    return images, targets, weights, batch["label"], batch["valid"]
+    return images, targets, batch["weight"], batch["label"], batch["valid"]
 
 
 def loss(

@@ -146,6 +146,7 @@ def make_train_step(
 
     def step(state, batch):
         total = jax.lax.psum(batch["valid"].sum(), DATA_AXIS)
+        batch = batch | {"weight": batch["valid"] / jnp.maximum(total, 1).astype(jnp.float32)}
         parts = task.of(config).prepare(config, model, normalization, state.step, batch)
         grads, batch_stats, loss, errors = _gradients(config, model, state, parts)
         grads, loss, errors = jax.lax.psum((grads, loss, errors), DATA_AXIS)

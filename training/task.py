@@ -47,7 +47,11 @@ class Task(Protocol):
         step: jax.Array,
         batch: Batch,
     ) -> Any:
-        """What `loss` takes: arrays whose first axis is this device's images (in shard_map)."""
+        """What `loss` takes: arrays whose first axis is this device's images (in shard_map).
+
+        `batch` has `weight` besides, float32 [batch]: one over the valid images of the global
+        batch, and 0 for others.
+        """
 
     def loss(
         self, config: ConfigDict, model: Any, variables: Any, part: Any, key: jax.Array

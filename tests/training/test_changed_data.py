@@ -177,7 +177,8 @@ def test_the_pixels_of_a_small_set_are_compared(tiny):
     data = open_data(tiny, make_mesh())
     train, test = data.listing("train"), data.listing("test")
     assert (train.images, test.images) == (898, 899) and train.digest != test.digest
-    data._loaded["train"].images[0, 0, 0, 0] ^= 1
+    arrays, _ = data.arrays("train")
+    arrays["image"][0, 0, 0, 0] ^= 1
     assert data.listing("train").digest != train.digest
 
 

@@ -17,7 +17,7 @@ from errors import UserError
 from tests.support import peer_reference, reference_weights
 from tests.support.reference_weights import write_safetensors
 from tests.weights.test_door import CIFAR, abstract
-from training.start import check_labels
+from training.classification import check_labels
 from weights import huggingface
 from weights.torchvision import to_torch
 
