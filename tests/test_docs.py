@@ -48,7 +48,7 @@ PHOTOS = """--config.model.depth=18 --config.dataset=folder:{tmp}/photos --confi
     --config.augment.resize_min=64 --config.augment.resize_max=96 --config.eval.batch_size=4
     --config.eval.resize=64 --config.eval.scales=(64,) --config.model.dtype=float32"""
 GRID = (
-    "--dataset=digits --steps=2 --width=4 --batch_size=32 --seeds=0 --runs={tmp}/{new} --out={tmp}"
+    "--dataset=digits --steps=2 --width=4 --batch_size=32 --seeds=0 --runs={tmp}/grid --out={tmp}"
 )
 SMALL = {  # of a program, or of its package
     "paper.table1": "--depths 18 --out={tmp}",
