@@ -10,6 +10,7 @@ StableHLO takes uint8 images `[batch, height, width, channels]`, normalises them
 (`accepted_shape` says when not); one file serves CPU, CUDA, ROCm and TPU. It needs nothing of this
 code, but `pip install jax flatbuffers`:
 
+    import jax.export
     network = jax.export.deserialize(bytearray(open('model.stablehlo', 'rb').read()))
     network.call(images)
 
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
