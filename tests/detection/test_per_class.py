@@ -11,7 +11,6 @@ import pytest
 
 import evaluate
 import train
-from configs import command_line
 from data.facts import Facts
 from data.normalization import CONSTANTS
 from detection import boxes, localization_task
@@ -21,31 +20,18 @@ from detection.per_class import best_of_each_class
 from detection.rpn import Level
 from detection.sampling import Sampling
 from errors import UserError
-from models import resnet
-from models.block import BasicBlock
 from paper import table13
 from run.mesh import make_mesh
 from tests.support.drawn import draw
 from tests.support.ilsvrc import write_localization
+from tests.support.tiny_recipes import tiny_recipe
 from training.check import check
+
+pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
 
 def make_config(recipe="localization", **fields):
-    config = command_line.recipe(f"configs/detection/{recipe}.py")
-    config.update(batch_size=4, num_steps=2, log_every=1, eval_every=2, checkpoint_every=2)
-    config.update(tensorboard=False)
-    config.model.update(depth=10, width=4)
-    config.optim.update(warmup_steps=0, boundaries=())
-    config.eval.batch_size = 4
-    config.update_from_flattened_dict({name.replace("__", "."): v for name, v in fields.items()})
-    return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_backbone():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(resnet.IMAGENET, 10, resnet.Architecture((1, 1, 1, 1), BasicBlock))
-        yield
+    return tiny_recipe(recipe, optim__boundaries=(), **fields)
 
 
 @pytest.fixture

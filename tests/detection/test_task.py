@@ -22,8 +22,6 @@ from detection import scenes
 from detection import task as detection
 from detection.classes import COCO, VOC
 from errors import UserError
-from models import resnet
-from models.block import BasicBlock
 from paper import appendix_b
 from run.checkpoint import Checkpoints
 from run.mesh import make_mesh
@@ -32,37 +30,28 @@ from testing import opened_run
 from tests.support import detection_reference
 from tests.support.published import published
 from tests.support.reference_weights import write_safetensors
+from tests.support.tiny_recipes import tiny_recipe
 from training import step as train_step
 from training import task
 from training.check import check
 from weights.torchvision import to_torch
 
+pytestmark = pytest.mark.usefixtures("tiny_backbone")
+
 
 def make_config(**fields):
     """Four steps on eight of the scenes; the stem stays as it is."""
-    config = command_line.recipe("configs/detection/scenes.py")
-    config.update(batch_size=4, num_steps=4, log_every=1, eval_every=2, checkpoint_every=2)
-    config.update(tensorboard=False)
-    config.model.update(depth=10, width=4)
-    config.optim.update(warmup_steps=0, learning_rate=0.01, weight_decay=0.1)
+    config = tiny_recipe("scenes", num_steps=4)
+    config.optim.update(learning_rate=0.01, weight_decay=0.1)
     config.data.update(train_split="train[:12]", validation_size=4, test_split="test[:4]")
     config.detection.update(width=8, hidden=8, candidates=(16, 16), proposals=(8, 8))
     config.detection.update(anchor_samples=16, region_samples=8, frozen_stages=1)
-    config.eval.batch_size = 4
     config.update_from_flattened_dict({name.replace("__", "."): v for name, v in fields.items()})
     return config
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny_backbone():
-    """A depth of four blocks, which halves the time that compiling takes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(resnet.IMAGENET, 10, resnet.Architecture((1, 1, 1, 1), BasicBlock))
-        yield
-
-
 @pytest.fixture(scope="module")
-def finished(compilation_cache, tmp_path_factory):
+def finished(tiny_backbone, compilation_cache, tmp_path_factory):
     """The workdir of a finished run on two devices, and its result."""
     folder = tmp_path_factory.mktemp("detection") / "run"
     return folder, train.train(make_config(), folder)
