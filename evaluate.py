@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 from data import corrupt, transforms
 from data.decode import DecodeError, decode, image_size
 from data.facts import tested_size
-from errors import UserError
 from input_pipeline import open_data
 from run import provenance
 from run.agreement import agreed
@@ -71,7 +70,7 @@ def run(
         runs = [precise_bn.apply(one, config, data, mesh) for one in runs]
     networks = [scores.Network(one.model, one.variables, one.facts.normalization) for one in runs]
     result = scores.score(networks, passes, mesh, total=data.split_size(config.eval.split))
-    result = scores.with_masked(result, data, config.eval.split)
+    result = data.corrupt.beside(result, config.eval.split)
     corrupt.warn_of(result)
     accuracy = {"accuracy": 1 - result["top1_error"]}
     return _written(result | accuracy | question(config, runs), workdir, _said(result))
@@ -100,14 +99,11 @@ def _said(result):
 
 def _opened(config, workdir, mesh, weight_file):
     """The data to test on and the runs to test, which fit them."""
-    of_task = None if config.task == "classification" else task.of(config)
-    for folder in config.eval.ensemble:
-        if (learned := Workdir(folder).read_config().task) != config.task:
-            raise UserError(f"{folder}: this run has learned {learned}; expected {config.task}.")
-    others = [opened_run.load(folder, task=of_task) for folder in config.eval.ensemble]
-    runs = [] if weight_file else [opened_run.load(workdir, task=of_task)]
+    others = [task.opened(folder, config.task) for folder in config.eval.ensemble]
+    runs = [] if weight_file else [task.opened(workdir, config.task)]
     data = open_data(config, mesh)
     if weight_file:
+        of_task = None if config.task == "classification" else task.of(config)
         if of_task is None:
             check_labels(config, data.facts)
         runs = [opened_run.from_weight_file(config, data.facts, of_task)]

@@ -36,7 +36,6 @@ from errors import UserError
 from models.activation_map import class_activation_map
 from run import command, files, plotting, result
 from testing.opened_run import OpenedRun, shorter_side
-from testing.scores import with_masked
 
 SHOWN = 12  # images in the picture
 
@@ -185,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Localization by class activation maps",
         [result.table("", columns, rows)],
         draw(there[:SHOWN], list(found.values())[:SHOWN], run.facts.label_names),
-        **with_masked(errors | {"images": len(found)}, data, args.split),
+        **data.corrupt.beside(errors | {"images": len(found)}, args.split),
         split=args.split,
         threshold=args.threshold,
     )

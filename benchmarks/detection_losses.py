@@ -34,7 +34,7 @@ from benchmarks.detection_networks import (
 from benchmarks.detection_parity import with_torch
 from data.normalization import CONSTANTS
 from detection import network
-from detection.losses import IGNORED
+from detection.mean_iou import IGNORED
 from detection.rpn import Limits
 from detection.sampling import REGIONS, Sampling, balanced
 from detection.segmentation import AUXILIARY, Segmenter

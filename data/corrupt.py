@@ -78,6 +78,15 @@ class CorruptRecords:
         check_share(names, self._split_size(split), self._fraction)
         return described(names)
 
+    def beside(self, result: dict[str, Any], split: str) -> dict[str, Any]:
+        """A result of testing on `split`, with what `of_split` says when `images` are missing.
+
+        Raises:
+          UserError: see `of_split`.
+        """
+        complete = result["images"] == self._split_size(split)
+        return result if complete else result | self.of_split(split)
+
     def check_training(self) -> None:
         """Raises UserError when more of the training split is corrupt than may be.
 

@@ -16,7 +16,7 @@ from detection.images import MULTIPLE
 from detection.per_class import PerClassRPN
 from detection.rpn import Limits
 from detection.sampling import ANCHORS, REGIONS
-from detection.scenes import SIDE
+from detection.scenes import KINDS, SIDE
 from detection.segmentation import Segmenter
 from errors import UserError
 
@@ -100,7 +100,7 @@ def _check_shared(config, networks, off_fields):
             raise UserError(
                 f"{name}={value!r}: expected {off!r} with task={config.task}, which has no other."
             )
-    resident = config.dataset.partition(":")[0] in ("scenes", "single_scenes")
+    resident = config.dataset.partition(":")[0] in KINDS
     if config.data.resident != resident:
         raise UserError(
             f"data.resident={config.data.resident}: expected {resident} with dataset="

@@ -34,7 +34,7 @@ def read(root: Path, split: str, masks: bool, max_pixels: int) -> Listed:
     """
     whole = functools.cache(lambda name: _whole(root, name, masks, max_pixels))
     pieces = splits.pieces(split, lambda name: len(whole(name)[0]))
-    images, paths, file, label_names = whole(pieces[0][0])
+    *_, file, label_names = whole(pieces[0][0])
     for name, *_ in pieces:
         if whole(name)[3] != label_names:
             raise UserError(f"{whole(name)[2]} has other categories than {file}.")

@@ -4,6 +4,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from detection.resident import ResidentScenes
+from detection.scenes import KINDS
 from detection.streamed import StreamedObjects
 
 
@@ -20,5 +21,4 @@ def open_data(config: ConfigDict, mesh: Mesh) -> ResidentScenes | StreamedObject
       UserError: the data set is unknown, not prepared, damaged, or has fewer images than a batch.
     """
     kind, _, _ = config.dataset.partition(":")
-    resident = kind in ("scenes", "single_scenes")
-    return (ResidentScenes if resident else StreamedObjects)(config, mesh)
+    return (ResidentScenes if kind in KINDS else StreamedObjects)(config, mesh)

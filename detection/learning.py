@@ -9,20 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 from PIL import Image
 
 from data.facts import Facts
 from data.feed import Batch, Feed
+from data.keys import Purpose, example_keys, key_for
 from data.normalization import Normalization, normalize
 from detection import draw
 from detection.images import MULTIPLE
 from detection.losses import Loss
 from detection.losses import learned as learned_of
 from errors import UserError
+from models.padded import inside
 from run import files
-from run.mesh import DATA_AXIS, local_rows
+from run.mesh import DATA_AXIS, compiled_by_rows, local_rows, positions
 from run.progress import tqdm
 from run.workdir import Workdir
 
@@ -88,12 +89,18 @@ def shown(batch: Batch, normalization: Normalization) -> tuple[jax.Array, jax.Ar
     return cut(normalize(batch["image"], *normalization), sizes), sizes
 
 
+def prepared(
+    config: ConfigDict, normalization: Normalization, step: jax.Array, batch: Batch
+) -> Batch:
+    """Normalised `images`, their `sizes` (0 of an invalid one), and a key of each (`keys`)."""
+    images, sizes = shown(batch, normalization)
+    keys = example_keys(key_for(config.seed, Purpose.SAMPLE, step), positions(len(images)))
+    return {"images": images, "sizes": sizes, "keys": keys}
+
+
 def cut(images: jax.Array, sizes: jax.Array) -> jax.Array:
     """Images `[batch, height, width, 3]` with zeros beyond their own sizes, int32 `[batch, 2]`."""
-    rows, columns = (
-        jnp.arange(n)[None] < sizes[:, i, None] for i, n in enumerate(images.shape[1:3])
-    )
-    return jnp.where((rows[:, :, None] & columns[:, None])[..., None], images, 0)
+    return jnp.where(inside(images.shape[1:3], sizes.T)[..., None], images, 0)
 
 
 def padded(images: jax.Array, sizes: jax.Array, whole: bool = False) -> jax.Array:
@@ -174,14 +181,7 @@ def _compiled(apply, mesh):
     def find(variables, normalization, batch):
         return apply(variables, *shown(batch, normalization))
 
-    sharded = jax.shard_map(
-        find,
-        mesh=mesh,
-        in_specs=(P(), P(), P(DATA_AXIS)),
-        out_specs=P(DATA_AXIS),
-        check_vma=False,
-    )
-    return jax.jit(sharded)
+    return compiled_by_rows(find, mesh)
 
 
 def draw_first(
@@ -204,9 +204,3 @@ def draw_first(
     with files.explained(path, "free space"), files.whole(path) as temporary:
         draw.sheet(pictures).save(temporary, "png")
     LOG.info("%s shows what is found in the first test images.", path)
-
-
-def masked(data: Any, split: str, number: int) -> dict[str, Any]:
-    """What a result says of the images that were corrupt, and how many there are without them."""
-    complete = number == data.split_size(split)
-    return {"images": number} | ({} if complete else data.corrupt.of_split(split))

@@ -18,10 +18,8 @@ from run.processes import gathered
 
 check, create = build.check_localization, build.per_class_rpn
 load, learned = learning.load, learning.learned
-init, prepare, loss, conclude = (
-    *(detection.init, detection.prepare),
-    *(detection.loss, detection.conclude),
-)
+init, prepare = detection.init, detection.prepare
+loss, conclude = detection.loss, detection.conclude
 
 
 def sums(config: ConfigDict) -> dict[str, jax.Array]:
@@ -65,8 +63,8 @@ def measure(
         [truth[index].labels[0] - 1 for index, *_ in everything],
         [truth[index].boxes for index, *_ in everything],
     )
-    error = {"error": result["localization_error"] / 100}
-    return result | error | learning.masked(data, split, len(everything))
+    error = result["localization_error"] / 100
+    return data.corrupt.beside(result | {"error": error, "images": len(everything)}, split)
 
 
 def said(result: dict[str, Any]) -> str:

@@ -16,11 +16,12 @@ from jax import Array
 from detection import boxes as box
 from detection import roi
 from detection.matching import BELOW, match
+from detection.mean_iou import IGNORED
 from detection.rpn import Level
 from detection.sampling import Sampling, balanced
+from models.padded import inside
 
 BETA = 1 / 9  # where the smooth L1 loss turns from a square to a line
-IGNORED = 255  # a pixel of no class: Pascal VOC's "void"
 Loss = tuple[Array, Array]  # sum and count, float32
 
 
@@ -181,11 +182,7 @@ def pixel_losses(logits: Array, targets: Array, sizes: Array) -> Loss:
       targets: int `[batch, height, width]`, classes, or `IGNORED`.
       sizes: int `[batch, 2]` of the images; what lies beyond does not count.
     """
-    rows, columns = (
-        jnp.arange(n)[None] < own[:, None]
-        for n, own in zip(targets.shape[1:], sizes.T, strict=True)
-    )
-    counts = (targets != IGNORED) & rows[:, :, None] & columns[:, None, :]
+    counts = (targets != IGNORED) & inside(targets.shape[1:], sizes.T)
     labels = jnp.where(counts, targets, 0).astype(jnp.int32)
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return _named(("loss",), (jnp.where(counts, entropy, 0), counts))["loss"]

@@ -35,7 +35,6 @@ class PerClassRPN(nn.Module):
     num_classes: int
     sides: tuple[float, ...]
     anchors: Sampling = ANCHORS
-    mask_convs: int = 0  # as a detector without masks
 
     def setup(self) -> None:
         """Makes the two sibling layers."""

@@ -20,6 +20,7 @@ from detection.annotated import Annotated
 from detection.classes import BACKGROUND
 from errors import UserError
 
+KINDS = ("scenes", "single_scenes")  # as data sets; the second with one object each
 SIDE = 128  # of a canvas
 COUNTS = {"train": 1000, "test": 200}  # scenes
 MOST = 6  # objects of a scene, unless fewer are asked for

@@ -13,13 +13,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data.feed import Batch
-from data.keys import Purpose, example_keys, key_for
 from data.normalization import Normalization
 from detection import build, draw, learning
 from detection.images import MULTIPLE
 from detection.mean_iou import confusion, mean_iou
 from detection.segmentation import Segmenter
-from run.mesh import positions
 from run.processes import gathered
 from run.workdir import Workdir
 
@@ -49,10 +47,9 @@ def prepare(
     step: jax.Array,
     batch: Batch,
 ) -> Batch:
-    """Normalised images, their sizes (0 of an invalid one), classes, and a key of each."""
-    images, sizes = learning.shown(batch, normalization)
-    keys = example_keys(key_for(config.seed, Purpose.SAMPLE, step), positions(len(images)))
-    return {"images": images, "sizes": sizes, "classes": batch["classes"], "keys": keys}
+    """What `learning.prepared` makes of images, and the classes of their pixels."""
+    found = learning.prepared(config, normalization, step, batch)
+    return found | {"classes": batch["classes"]}
 
 
 def loss(
@@ -120,7 +117,8 @@ def measure(
     parts = gathered([json.dumps([jax.process_index(), images, pixels.tolist()])])
     images = sum(json.loads(part)[1] for part in parts)
     result = mean_iou(np.sum([json.loads(part)[2] for part in parts], axis=0))
-    return result | {"error": 1 - result["mIoU"] / 100} | learning.masked(data, split, images)
+    error = 1 - result["mIoU"] / 100
+    return data.corrupt.beside(result | {"error": error, "images": images}, split)
 
 
 def conclude(

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data.feed import Batch
-from data.keys import Purpose, example_keys, key_for
 from data.normalization import Normalization
 from detection import build, draw, learning
 from detection.average_precision import coco_ap, gathered_objects, run_lengths, voc_ap
@@ -21,7 +20,6 @@ from detection.images import MULTIPLE
 from detection.learning import padded
 from detection.masks import paste
 from detection.network import Objects
-from run.mesh import positions
 from run.processes import gathered
 from run.workdir import Workdir
 
@@ -50,11 +48,10 @@ def prepare(
     step: jax.Array,
     batch: Batch,
 ) -> Batch:
-    """Normalised images, their sizes (0 of an invalid one), objects, and a key of each."""
-    images, sizes = learning.shown(batch, normalization)
-    keys = example_keys(key_for(config.seed, Purpose.SAMPLE, step), positions(len(images)))
+    """What `learning.prepared` makes of images, and their objects."""
     names = ("boxes", "labels", *["masks"] * config.detection.masks)
-    return {"images": images, "sizes": sizes, "keys": keys} | {n: batch[n] for n in names}
+    found = learning.prepared(config, normalization, step, batch)
+    return found | {name: batch[name] for name in names}
 
 
 def loss(
@@ -151,8 +148,8 @@ def measure(
         result["mAP_area" if old else "mAP_11points"] = other
     else:
         result = coco_ap(everything, truth, masks=bool(model.mask_convs))
-    best = next(iter(result.values()))
-    return result | {"error": 1 - best / 100} | learning.masked(data, split, len(there))
+    error = 1 - next(iter(result.values())) / 100
+    return data.corrupt.beside(result | {"error": error, "images": len(there)}, split)
 
 
 def conclude(

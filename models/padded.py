@@ -17,6 +17,18 @@ from models.resnet import ResNet
 HALVINGS = 6  # of the largest stride, 64: the last level of a feature pyramid
 
 
+def inside(shape: Sequence[int], own: Sequence[Array] | Array) -> Array:
+    """Which positions of arrays of a height and a width are the images': bool `[batch, h, w]`.
+
+    Args:
+      own: the images' heights, int `[batch]`, and widths.
+    """
+    rows, columns = (
+        jnp.arange(n)[None] < size[:, None] for n, size in zip(shape, own, strict=True)
+    )
+    return rows[:, :, None] & columns[:, None, :]
+
+
 class OwnSizes:
     """Each image's own height and width, wherever a network has halved the array's."""
 
@@ -30,11 +42,7 @@ class OwnSizes:
 
     def inside(self, x: Array) -> Array:
         """Which positions of `[batch, h, w, c]` are the image's: bool `[batch, h, w, 1]`."""
-        rows, columns = (
-            jnp.arange(n)[None] < own[:, None]
-            for n, own in zip(x.shape[1:3], self.of(x), strict=True)
-        )
-        return (rows[:, :, None] & columns[:, None, :])[..., None]
+        return inside(x.shape[1:3], self.of(x))[..., None]
 
     def continued(self, x: Array) -> Array:
         """With the last row and column of each image again in all that follow."""

@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 
 from data.facts import SPLITS
-from errors import UserError
 from input_pipeline import open_data
 from paper import numbers
 from run import command, result
 from run.mesh import make_mesh, replicate
-from run.workdir import Workdir
-from testing import fitting, opened_run
+from testing import fitting
 from training import task
 
 PLAIN, REFINED, SCALES, ENSEMBLE = "tested plainly", "box refinement", "multi-scale", "ensemble"
@@ -47,9 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--scales", nargs="+", type=int, required=True, help="shorter sides, pixels")
     p.add_argument("--split", default="test", choices=SPLITS, help="validation chooses scales")
     args = p.parse_args(argv)
-    groups = {PLAIN: _opened(args.workdirs)} | (
-        {CONTEXT: _opened(args.context)} if args.context else {}
-    )
+    groups = {
+        group: [task.opened(folder, "detection") for folder in folders]
+        for group, folders in {PLAIN: args.workdirs, CONTEXT: args.context}.items()
+        if folders
+    }
     config = groups[PLAIN][0].config
     args.dataset = config.dataset
     everyone = [one for runs in groups.values() for one in runs]
@@ -103,15 +103,6 @@ def _papers(name):
     better, worse, column = PAPER[name]
     rows = (numbers.TABLE9[row][column : column + 2] for row in (better, worse))
     return [f"{a - b:+.1f}" for a, b in zip(*rows, strict=True)]
-
-
-def _opened(folders):
-    for folder in folders:
-        if (learned := Workdir(folder).read_config().task) != "detection":
-            raise UserError(f"{folder}: this run has learned {learned}; expected detection.")
-    return [
-        opened_run.load(folder, task=task.of(Workdir(folder).read_config())) for folder in folders
-    ]
 
 
 def _measurer(config, runs, args):

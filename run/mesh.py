@@ -1,13 +1,14 @@
 """The mesh of devices that a run computes on, and placing arrays on it."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from errors import UserError
 
@@ -47,13 +48,25 @@ def positions(count: int) -> jax.Array:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Places a tree of host arrays on every device of the mesh."""
-    sharding = NamedSharding(mesh, PartitionSpec())
+    sharding = NamedSharding(mesh, P())
 
     def place(x):
         x = jnp.asarray(x) if not hasattr(x, "dtype") else x
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(place, tree)
+
+
+def compiled_by_rows(f: Callable[..., Any], mesh: Mesh) -> Any:
+    """`f(variables, normalization, rows)` compiled: each device has its rows, and all the rest."""
+    sharded = jax.shard_map(
+        f,
+        mesh=mesh,
+        in_specs=(P(), P(), P(DATA_AXIS)),
+        out_specs=P(DATA_AXIS),
+        check_vma=False,
+    )
+    return jax.jit(sharded)
 
 
 def local_rows(tree: Any) -> Any:

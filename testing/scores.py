@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from data.feed import Feed
 from errors import UserError
-from run.mesh import DATA_AXIS
+from run.mesh import DATA_AXIS, compiled_by_rows
 from run.progress import tqdm
 from testing import protocols
 
@@ -56,13 +56,7 @@ def measure(
     """
     network = Network(model, variables, data.facts.normalization)
     result = score([network], [(protocols.CENTER, data.evaluation(split))], mesh, stop=stop)
-    return result and with_masked(result, data, split)
-
-
-def with_masked(result: dict[str, Any], data: Any, split: str) -> dict[str, Any]:
-    """A result with what corrupt records of the split have kept from it."""
-    complete = result["images"] == data.split_size(split)
-    return result if complete else result | data.corrupt.of_split(split)
+    return result and data.corrupt.beside(result, split)
 
 
 def score(
@@ -116,14 +110,7 @@ def _scores(model, protocol, mesh):
         views = protocol.views(images, normalization)
         return protocols.log_probabilities(model, variables, views, protocol.averages_scores)
 
-    sharded = jax.shard_map(
-        scores,
-        mesh=mesh,
-        in_specs=(P(), P(), P(DATA_AXIS)),
-        out_specs=P(DATA_AXIS),
-        check_vma=False,
-    )
-    return jax.jit(sharded)
+    return compiled_by_rows(scores, mesh)
 
 
 @functools.lru_cache(maxsize=2)

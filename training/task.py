@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from data.facts import Facts
 from data.feed import Batch
 from data.normalization import Normalization
+from errors import UserError
 from run.workdir import Workdir
 
 
@@ -94,6 +95,20 @@ def tested(config: ConfigDict, runs: Sequence[Any]) -> tuple[Any, Any]:
 
         return boosted.of(config, runs)
     return runs[0].model, runs[0].variables
+
+
+def opened(folder: str, learned: str) -> Any:
+    """A finished run of a task, as `testing.opened_run.load` opens it.
+
+    Raises:
+      UserError: it has learned something else, or see there.
+    """
+    from testing import opened_run
+
+    config = Workdir(folder).read_config()
+    if config.task != learned:
+        raise UserError(f"{folder}: this run has learned {config.task}; expected {learned}.")
+    return opened_run.load(folder, task=None if learned == "classification" else of(config))
 
 
 def of(config: ConfigDict) -> Task:
