@@ -5,11 +5,10 @@ project's own requirements, writes benchmarks/detection_losses.md. The networks 
 `benchmarks.detection_networks`; two photographs of different sizes lie in one array. Both learn
 from the same anchors, which torchvision takes as our sampler does, and from all of 60 proposals:
 of thousands, two of equal scores but for rounding may have changed places, and one be taken.
-With statistics of the batch, torchvision in float32 and ours are held against it in float64.
+Torchvision in float32 and ours are held against torchvision in float64.
 Each network can be run for itself (`--networks`); the report keeps the rows of the others.
 """
 
-import copy
 import functools
 import sys
 import tempfile
@@ -75,11 +74,12 @@ def made(shape: tuple[int, int], classes: int, objects: Sequence[int] = (5, 2)) 
         np.full((2, *shape), IGNORED, np.int32),
         jax.random.split(jax.random.key(7), 2),
     )
-    y, x = np.mgrid[: shape[0], : shape[1]]
     for i, ((height, width), photo) in enumerate(zip(sizes, photographs(), strict=False)):
-        constants, part = CONSTANTS["imagenet"], np.float32(photo[:height, :width])
+        constants, (y, x) = CONSTANTS["imagenet"], np.mgrid[:height, :width]
+        part = np.float32(photo[y % photo.shape[0], x % photo.shape[1]])
         batch.images[i, :height, :width] = (part - constants.mean) / constants.std
         batch.pixels[i, :height, :width] = 0
+        y, x = np.mgrid[: shape[0], : shape[1]]
         for j in range(objects[i]):
             side = np.array([width, height])
             box = np.sort(random.uniform(0, 1, (2, 2)), 0) * side * 0.8
@@ -147,7 +147,7 @@ def _of_detector(model, images, batch, net):
 
     targets = []
     for i, n in enumerate((batch.labels > 0).sum(1)):
-        boxes, labels = tensor(batch.boxes[i, :n]), tensor(batch.labels[i, :n]).long()
+        boxes, labels = tensor(batch.boxes[i, :n]).to(images), tensor(batch.labels[i, :n]).long()
         targets.append({"boxes": boxes, "labels": labels, "masks": tensor(batch.masks[i, :n])})
     limits, rpn = net.training_limits, model.rpn
     rpn._pre_nms_top_n["training"], rpn._post_nms_top_n["training"] = limits.before, limits.after
@@ -246,11 +246,10 @@ def compared(name: str, shape: tuple[int, int], folder: Path) -> Iterator[Sequen
         found = {"ours": our_losses(net, opened[0].variables, batch)}
         shapes = network.variable_shapes(net)
         as_tree = functools.partial(as_ours, file, shapes, model)
-        exact, gradients = their_losses(model, batch, net, frozen)
-        if not frozen:  # here rounding grows: both are held against float64
-            found["torchvision in float32"] = exact, as_tree(gradients)
-            double = copy.deepcopy(model).double()
-            exact, gradients = their_losses(double, batch, net, frozen)
+        theirs, gradients = their_losses(model, batch, net, frozen)
+        found["torchvision in float32"] = theirs, as_tree(gradients)
+        exact, gradients = their_losses(model.double(), batch, net, frozen)
+        model.float()  # its numbers are as before
         said = ", ".join(f"{key.removeprefix('loss_')} {value:.4f}" for key, value in exact.items())
         kind = "frozen" if frozen else "of the batch"
         for whose, (losses, tree) in found.items():

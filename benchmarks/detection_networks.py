@@ -4,8 +4,10 @@
 project's own requirements, writes benchmarks/detection_networks.md. Networks of random weights and
 statistics, scaled so that many boxes of several classes survive, are saved by torch and read by
 `detection.network`; both find what is in five photographs cut out of scikit-learn's two.
-`--shorter=800 --longer=1333` are torchvision's own sizes; smaller ones take less time, and with
-224 and 224 one program serves detectors for all photographs. Each network can be run for itself
+Images have the sizes that torchvision resizes them to; smaller ones take less time, and with
+`--shorter=224 --longer=224` one program serves detectors for all photographs. The first photograph
+(`--double`) is computed by torchvision in float64, too, from which both are held. C4, which
+torchvision has not, is put together from its parts. Each network can be run for itself
 (`--networks`); the report keeps the rows of the others.
 """
 
@@ -22,7 +24,9 @@ from benchmarks import reports
 from benchmarks.detection_parity import with_torch
 from detection import network
 
-DETECTORS = ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn")
+C4 = "c4_resnet101"
+DETECTORS = ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2")
+DETECTORS += ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
 SEGMENTERS = ("fcn_resnet50", "deeplabv3_resnet50")
 KINDS = ("boxes", "scores", "labels", "masks", "logits")  # of what is found
 HEAD = ("network", "sides", "image", "found", "classes", *(f"Δ {kind}" for kind in KINDS))
@@ -51,12 +55,15 @@ def photographs() -> list[np.ndarray]:
 def torch_network(name: str, shorter: int, longer: int) -> tuple[Any, list[Any]]:
     """torchvision's network with random weights and statistics, and the photographs for it."""
     import torch
-    from torchvision.models import detection, segmentation
+    from torchvision.models import detection, resnet, segmentation
 
     torch.manual_seed(0)
-    if name in DETECTORS:
+    if name not in SEGMENTERS:
         sizes = {"min_size": shorter, "max_size": longer}
-        model = getattr(detection, name)(weights=None, weights_backbone=None, **sizes)
+        if name == C4:
+            model = c4(resnet.resnet101(), 91, sizes)
+        else:
+            model = getattr(detection, name)(weights=None, weights_backbone=None, **sizes)
         inputs = [torch.tensor(x).permute(2, 0, 1).float() / 255 for x in photographs()]
     else:
         some = {"aux_loss": True, "num_classes": 21}
@@ -74,6 +81,46 @@ def torch_network(name: str, shorter: int, longer: int) -> tuple[Any, list[Any]]
     found_by(model, inputs[:1])
     calibrate(model.eval(), lambda: found_by(model, inputs[:1]))
     return model, inputs
+
+
+def c4(body: Any, classes: int, sizes: dict[str, int]) -> Any:
+    """Appendix A of the paper from torchvision's parts, on one of its ResNets."""
+    from torch import nn
+    from torchvision import ops
+    from torchvision.models import detection
+
+    body.fc = nn.Identity()
+
+    class Conv4(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.out_channels = body, body.inplanes // 2
+
+        def forward(self, x):
+            body = self.body
+            x = body.maxpool(body.relu(body.bn1(body.conv1(x))))
+            return body.layer3(body.layer2(body.layer1(x)))
+
+    class Pool(nn.Module):
+        def forward(self, maps, boxes, _):
+            return ops.roi_pool(maps["0"], boxes, 14, 1 / 16)
+
+    class Conv5(nn.Module):
+        def forward(self, x):
+            return conv4.body.layer4(x).mean((2, 3))
+
+    conv4 = Conv4()
+    model = detection.FasterRCNN(
+        conv4,
+        rpn_anchor_generator=detection.anchor_utils.AnchorGenerator(((128, 256, 512),)),
+        rpn_pre_nms_top_n_test=6000,
+        rpn_post_nms_top_n_test=300,
+        box_head=Conv5(),
+        box_predictor=detection.faster_rcnn.FastRCNNPredictor(body.inplanes, classes),
+        **sizes,
+    )
+    model.roi_heads.box_roi_pool = Pool()
+    return model
 
 
 def found_by(model: Any, inputs: Sequence[Any]) -> list[dict[str, np.ndarray]]:
@@ -124,12 +171,22 @@ def calibrate(model: Any, run: Callable[[], Any]) -> dict[str, tuple[float, list
     return changes
 
 
-def compared(name: str, shorter: int, longer: int, folder: Path) -> Iterator[Sequence[Any]]:
-    """The table's rows for a network; at last one that says how many programs were compiled."""
+def compared(
+    name: str, sides: tuple[int, int], double: int, folder: Path
+) -> Iterator[Sequence[Any]]:
+    """The table's rows for a network; the last one says how many programs were compiled.
+
+    Args:
+      sides: the shorter and the longest of resized images; 0: the network's own.
+      double: so many photographs are held against torchvision in float64.
+    """
     import safetensors.torch
     import torch
 
-    images, sides = photographs(), f"{shorter}, {longer}"
+    kind = "segmenter" if name in SEGMENTERS else "c4" if name == C4 else "fpn"
+    shorter, longer = (a or b for a, b in zip(sides, network.KINDS[kind][1:], strict=True))
+    said = f"{shorter}, {longer}" if longer else str(shorter)
+    images = photographs()
     with torch.no_grad():
         model, inputs = torch_network(name, shorter, longer)
         if name == DETECTORS[0]:
@@ -140,20 +197,26 @@ def compared(name: str, shorter: int, longer: int, folder: Path) -> Iterator[Seq
         opened = network.open_weights(str(path), shorter, longer)
         assert opened, f"{path}: no detector"
         net, compiled = opened[0], network.compiled(opened[0].model)
-        for image, given in zip(images, inputs, strict=True):
+        for i, (image, given) in enumerate(zip(images, inputs, strict=True)):
             if net.longer:
                 ours: dict[str, Any] = next(network.find(net, [image]))._asdict()
             else:
                 ours = {"logits": next(network.segment(net, [image]))}
+            theirs = found_by(model, [given])[0]
             size = "×".join(map(str, image.shape[:2]))
-            yield name, sides, size, *_cells(ours, found_by(model, [given])[0])
+            yield name, said, size, *_cells(ours, theirs)
+            if i < double:
+                exact = found_by(model.double(), [given.double()])[0]
+                model.float()  # its numbers are as before
+                for whose, found in (("ours", ours), ("torchvision's", theirs)):
+                    yield name, said, f"{size}: {whose} from float64", *_cells(found, exact)
         if name == DETECTORS[0]:
             alike = network.find(net, images[:TOGETHER], TOGETHER, together=True)
             for i, theirs in enumerate(found_by(model, inputs[:TOGETHER])):
                 cells = _cells(next(alike)._asdict(), theirs)
-                yield name, sides, f"{i + 1} of {TOGETHER} together", *cells
+                yield name, said, f"{i + 1} of {TOGETHER} together", *cells
         programs = f"{compiled._cache_size()} programs compiled"
-        yield name, sides, programs, *[""] * (len(HEAD) - 3)
+        yield name, said, programs, *[""] * (len(HEAD) - 3)
 
 
 def _cells(ours, theirs):
@@ -183,21 +246,23 @@ def of_others(report: Path, names: Sequence[str]) -> list[Sequence[Any]]:
     """The rows of a report that are not of these networks."""
     lines = report.read_text().splitlines() if report.exists() else []
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    others = {*DETECTORS, *SEGMENTERS} - {*names}
+    others = {*DETECTORS, *SEGMENTERS, C4} - {*names}
     return [row for row in cells if row and row[0] in others]
 
 
 def main(argv: Sequence[str] | None) -> None:
     """Compares the networks, one after the other."""
     parser = reports.parser(__file__, __doc__)
-    parser.add_argument("--networks", nargs="+", default=(*SEGMENTERS, *DETECTORS))
-    parser.add_argument("--shorter", type=int, default=192, help="of resized images (192)")
-    parser.add_argument("--longer", type=int, default=320, help="of detectors' images (320)")
+    parser.add_argument("--networks", nargs="+", default=(*SEGMENTERS, *DETECTORS, C4))
+    parser.add_argument("--shorter", type=int, default=0, help="of resized images; 0: its own")
+    parser.add_argument("--longer", type=int, default=0, help="of detectors' images")
+    parser.add_argument("--double", type=int, default=1, help="photographs in float64, too")
     flags = parser.parse_args(argv)
     made, rows = with_torch(), []
     with tempfile.TemporaryDirectory() as folder:
         for name in flags.networks:
-            for row in compared(name, flags.shorter, flags.longer, Path(folder)):
+            sides = flags.shorter, flags.longer
+            for row in compared(name, sides, flags.double, Path(folder)):
                 print(*row, flush=True)
                 rows.append(row)
     title = "Detectors and segmenters against torchvision"

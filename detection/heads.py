@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from detection.layers import Layer
+from detection.layers import Layer, of_class
 from models.ops.conv import conv, he_normal_fan_out
 from models.ops.relu import relu_of_norm
 
@@ -97,7 +97,7 @@ class MaskHead(nn.Module):
         x = relu_of_norm(Doubled(x.shape[-1], name="upsampled")(x))
         small = nn.initializers.normal(0.001)  # Detectron's: 1/2 everywhere at first
         logits = conv(self.num_classes, 1, use_bias=True, kernel_init=small, name="logits")(x)
-        return jnp.take_along_axis(logits, labels[:, None, None, None], axis=-1)[..., 0]
+        return of_class(logits, labels[:, None, None])
 
 
 class Doubled(nn.Module):

@@ -39,6 +39,14 @@ class Layer(nn.Module):
         return relu_of_norm(x) if self.activation else x
 
 
+def of_class(x: Array, labels: Array) -> Array:
+    """What `[…, classes]` has for the class in int `[…]`, which is broadcast: `[…]`.
+
+    A selection, and so is its derivative; that of a gather would be a scatter.
+    """
+    return jnp.where(jax.nn.one_hot(labels, x.shape[-1], dtype=bool), x, 0).sum(-1)
+
+
 def dropped(x: Array, keys: Array | None, rate: float) -> Array:
     """Dropout of the numbers of each image, a function of its key; nothing without keys."""
     if keys is None:

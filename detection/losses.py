@@ -15,6 +15,7 @@ from jax import Array
 
 from detection import boxes as box
 from detection import roi
+from detection.layers import of_class
 from detection.matching import BELOW, match
 from detection.mean_iou import IGNORED
 from detection.rpn import Level
@@ -112,7 +113,7 @@ def anchor_losses(
         is_class = taken.is_object[:, None] & jax.nn.one_hot(classes, logits.shape[1], dtype=bool)
         entropy = optax.sigmoid_binary_cross_entropy(logits, is_class).sum(1)
         targets = box.encode(objects.boxes[matched], anchors[taken.indices])
-        own = jnp.take_along_axis(deltas[taken.indices], classes[:, None, None], 1)[:, 0]
+        own = of_class(deltas[taken.indices].swapaxes(1, 2), classes[:, None])
         distance = _box_distance(own, targets, taken.is_object)
         return (entropy * taken.valid).sum(), distance, taken.valid.sum()
 
@@ -140,9 +141,9 @@ def region_losses(
     """
 
     def of_image(logits, deltas, regions, objects):
-        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, regions.labels)
+        entropy = _entropy(logits, regions.labels)
         targets = box.encode(objects.boxes[regions.match], regions.boxes, weights)
-        own = jnp.take_along_axis(deltas, regions.labels[:, None, None], 1)[:, 0]
+        own = of_class(deltas.swapaxes(1, 2), regions.labels[:, None])
         distance = _box_distance(own, targets, regions.labels > 0)
         return jnp.where(regions.valid, entropy, 0).sum(), distance, regions.valid.sum()
 
@@ -184,7 +185,7 @@ def pixel_losses(logits: Array, targets: Array, sizes: Array) -> Loss:
     """
     counts = (targets != IGNORED) & inside(targets.shape[1:], sizes.T)
     labels = jnp.where(counts, targets, 0).astype(jnp.int32)
-    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    entropy = _entropy(logits, labels)
     return _named(("loss",), (jnp.where(counts, entropy, 0), counts))["loss"]
 
 
@@ -207,6 +208,11 @@ def learned(params: Any, freeze_at: int, frozen_bn: bool) -> Any:
         return in_backbone or (frozen_bn and (*path[:-1], "scale") in flat)  # only BN has a scale
 
     return traverse_util.unflatten_dict({path: not stays(path) for path in flat})
+
+
+def _entropy(logits, labels):
+    """Minus the logarithm of the probability of each one's class."""
+    return jax.nn.logsumexp(logits, -1) - of_class(logits, labels)
 
 
 def _box_distance(deltas, targets, which):

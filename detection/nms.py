@@ -118,12 +118,13 @@ def _first_kept(boxes, label, count, threshold, limit):
         free &= is_kept @ suppresses(boxes[kept], label[kept]) == 0
         free = _greedy(free, suppresses(block, its_label) * upper)
         first = position[jnp.argsort(~free)]  # stable: those that are kept, then the others
-        kept = jax.lax.dynamic_update_slice(kept, first, (number,))
+        after = jnp.arange(limit) - number  # the last of those that were kept
+        kept = jnp.where(after < 0, kept, first[jnp.clip(after, 0, BLOCK - 1)])
         return start + BLOCK, number + free.sum(), kept
 
-    start = (jnp.int32(0), jnp.int32(0), jnp.zeros(limit + BLOCK, jnp.int32))
+    start = (jnp.int32(0), jnp.int32(0), jnp.zeros(limit, jnp.int32))
     _, number, kept = jax.lax.while_loop(undecided, decide, start)
-    return kept[:limit], number
+    return kept, number
 
 
 def _greedy(free, suppresses):

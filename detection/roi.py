@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from detection.boxes import areas, rounded
 from errors import UserError
+from models.ops.pool import largest_in_bins
 from models.ops.transposed import linear
 
 CHUNK = 32  # boxes computed at once, so that intermediate arrays stay small
@@ -54,7 +55,7 @@ def align(
     def pooled(rows, columns):
         return product("qw,pwc->pqc", columns, product("ph,hwc->pwc", rows, features))
 
-    return _by_chunks(pooled, *weights).astype(features.dtype)
+    return _by_chunks(jax.vmap(pooled), *weights).astype(features.dtype)
 
 
 def align_pyramid(
@@ -119,7 +120,7 @@ def _of_levels(scales, size, sampling, aligned, regions, features):
         )
 
     of_boxes = rows, columns, starts[level], widths[level]
-    return _by_chunks(pooled, *of_boxes).astype(table.dtype)
+    return _by_chunks(jax.vmap(pooled), *of_boxes).astype(table.dtype)
 
 
 def _to_levels(scales, size, sampling, aligned, kinds, regions, gradient):
@@ -183,34 +184,19 @@ def max_pool(features: jax.Array, boxes: jax.Array, size: Size, scale: float) ->
     Returns:
       `[n, down, across, channels]`; 0 where a bin has no position on the map.
     """
-    height, width, channels = features.shape
-    table = features.reshape(-1, channels)
     boxes = _round(jax.lax.stop_gradient(boxes.astype(jnp.float32)) * scale)
     rows, columns = (
         _bins(boxes[:, k], boxes[:, k + 2], bins, length)
-        for k, bins, length in zip((1, 0), _pair(size), (height, width), strict=True)
+        for k, bins, length in zip((1, 0), _pair(size), features.shape[:2], strict=True)
     )
-    down, across = ((last - first).max(initial=0) for first, last in (rows, columns))
 
     def largest(rows, columns):
-        """Where a bin has its largest value, `[down, across, channels]`; -1 in one without any."""
+        """Along each row of the map, and then down: of equal ones the first, row by row."""
+        across = largest_in_bins(features, *columns)
+        return largest_in_bins(across.swapaxes(1, 2), *rows).swapaxes(1, 2)
 
-        def look(i, found):
-            y, x = rows[0] + i // across, columns[0] + i % across
-            inside = (y < rows[1])[:, None] & (x < columns[1])[None]
-            cell = jnp.where(inside, (y * width)[:, None] + x[None], 0)[..., None]
-            value = table[cell[..., 0]]
-            better = inside[..., None] & (value > found[0])
-            return jnp.where(better, value, found[0]), jnp.where(better, cell, found[1])
-
-        shape = (*(len(first) for first, _ in (rows, columns)), channels)
-        nothing = jnp.full(shape, jnp.finfo(table.dtype).min, table.dtype)
-        return jax.lax.fori_loop(0, down * across, look, (nothing, jnp.full(shape, -1)))[1]
-
-    table, differentiable = jax.lax.stop_gradient(table), table
-    cells = _by_chunks(largest, rows, columns)
-    values = jnp.take_along_axis(differentiable, jnp.maximum(cells, 0).reshape(-1, channels), 0)
-    return jnp.where(cells < 0, 0, values.reshape(cells.shape))
+    found = _by_chunks(largest, rows, columns)
+    return jnp.where(found > jnp.finfo(found.dtype).min, found, 0)
 
 
 class _Axis(NamedTuple):
@@ -310,9 +296,9 @@ def _pair(size: Size) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
 
 
-def _by_chunks(one: Callable[..., jax.Array], *of_boxes: Any) -> jax.Array:
-    """`one` of each box, computed for CHUNK at a time, now and again for the derivative."""
-    each = jax.checkpoint(jax.vmap(one), prevent_cse=False)
+def _by_chunks(each: Callable[..., jax.Array], *of_boxes: Any) -> jax.Array:
+    """`each` of boxes, computed for CHUNK at a time, now and again for the derivative."""
+    each = jax.checkpoint(each, prevent_cse=False)
     n = len(jax.tree.leaves(of_boxes)[0])
     if n <= CHUNK:
         return each(*of_boxes)

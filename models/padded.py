@@ -47,8 +47,11 @@ class OwnSizes:
     def continued(self, x: Array) -> Array:
         """With the last row and column of each image again in all that follow."""
         for axis, own in zip((1, 2), self.of(x), strict=True):
-            index = jnp.minimum(jnp.arange(x.shape[axis])[None], own[:, None] - 1)
-            x = jnp.take_along_axis(x, jnp.expand_dims(index, (3 - axis, 3)), axis=axis)
+            beyond = jnp.arange(1, x.shape[axis] + 1)[None] - own[:, None]
+            beyond = jnp.expand_dims(beyond, (3 - axis, 3))
+            # A selection, and so is its derivative; that of a gather would be a scatter.
+            last = jnp.where(beyond == 0, x, 0).sum(axis, keepdims=True)
+            x = jnp.where(beyond > 0, last, x)
         return x
 
     @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""The 3×3 maximum of stride 2 behind the ImageNet stem, as selections; the mean of 2×2 pixels."""
+"""The 3×3 maximum of stride 2 behind the ImageNet stem, as selections; the mean of 2×2 pixels.
+
+And the maximum of bins that the data chooses.
+"""
 
 import functools
 
@@ -37,3 +40,56 @@ def _largest_of_three(x, axis):
     entries = [lax.slice_in_dim(x, i, i + stop, STRIDE, axis) for i in range(SIZE)]
     # Not `b > a`: a NaN is the largest, as it is to XLA.
     return functools.reduce(lambda a, b: jnp.where((a >= b) | jnp.isnan(a), a, b), entries)
+
+
+@jax.custom_vjp
+def largest_in_bins(x: jax.Array, first: jax.Array, behind: jax.Array) -> jax.Array:
+    """The largest number in each bin along an axis, as the regions have bins.
+
+    Of equal ones the first gets the gradient. It is added by products with one-hot weights, where
+    that of a gather would be a scatter.
+
+    Args:
+      x: `[rows, length, channels]`, the same for all regions, or `[n, rows, length, channels]`.
+      first, behind: int `[n, bins]`, where a bin begins and the place behind its last; from 0 to
+        the length.
+
+    Returns:
+      `[n, rows, bins, channels]`; the type's least number where a bin has no place.
+    """
+    return _with_places(x, first, behind)[0]
+
+
+def _with_places(x, first, behind):
+    """And how far from its bin's beginning each is found; -1 where there is none."""
+    taken = jax.vmap(lambda x, at: x.take(at, 1, mode="clip"), (None if x.ndim == 3 else 0, 0))
+
+    def look(i, found):
+        value = taken(x, first + i)
+        better = (first + i < behind)[:, None, :, None] & (value > found[0])
+        return jnp.where(better, value, found[0]), jnp.where(better, i, found[1])
+
+    shape = (len(first), x.shape[-3], first.shape[1], x.shape[-1])
+    nothing = jnp.full(shape, jnp.finfo(x.dtype).min, x.dtype), jnp.full(shape, -1, jnp.int32)
+    return lax.fori_loop(0, (behind - first).max(initial=0), look, nothing)
+
+
+def _kept_places(x, first, behind):
+    largest, places = _with_places(x, first, behind)
+    return largest, (x, first, behind, places)
+
+
+def _to_places(kept, gradient):
+    x, first, behind, places = kept  # of x only its shape
+    to = "rlc" if x.ndim == 3 else "nrlc"
+
+    def add(i, total):
+        weights = jax.nn.one_hot(first + i, x.shape[-2], dtype=gradient.dtype)
+        part = jnp.where(places == i, gradient, 0), weights
+        return total + jnp.einsum(f"nrbc,nbl->{to}", *part, precision=lax.Precision.HIGHEST)
+
+    count = (behind - first).max(initial=0)
+    return lax.fori_loop(0, count, add, jnp.zeros_like(x)), None, None
+
+
+largest_in_bins.defvjp(_kept_places, _to_places)

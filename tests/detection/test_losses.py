@@ -1,6 +1,7 @@
 """What detectors and segmenters learn from: torchvision's losses, and sums that add up."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -209,6 +210,21 @@ def test_a_detector_without_a_pyramid_learns_as_torchvisions(stored, tmp_path):
     which = np.array(jax.tree.leaves(which))
     assert which.sum() > 20
     assert_torchvisions(stored[0], "c4", found, gradients, which)
+
+
+@pytest.mark.parametrize(("name", "scatters"), {"mask_rcnn": 2, "c4": 2, "fcn": 0}.items())
+def test_a_step_adds_to_no_map_by_a_scatter(stored, tmp_path, name, scatters):
+    """Only the losses of an image's sampled anchors go back to scores and boxes by one each."""
+    net, variables, _ = support.opened(stored[1], name, tmp_path)
+    images, sizes, *_, pixels, _ = support.batch()
+    data = (images, sizes, pixels) if name == "fcn" else batch()
+
+    def loss(params):
+        found = net.apply(variables | {"params": params}, *data, method="losses")
+        return sum(value / count for value, count in found.values())
+
+    traced = str(jax.make_jaxpr(jax.grad(loss))(variables["params"]))
+    assert len(re.findall(r"= scatter", traced)) == scatters
 
 
 @pytest.mark.slow

@@ -44,6 +44,14 @@ def test_equals_live_torchvision(name):
         assert apart <= (0 if operation.exact else 1e-5)
 
 
+REGIONS = np.array(
+    [
+        *([0, 0, 0, 0], [5, 5, 5, 5], [10, 10, 5, 5], [-100, -100, -50, -50], [-16, -16, 0, 0]),
+        *([500, 500, 600, 600], [0, 0, 1, 1], [-5, -5, 300, 300], [0, 0, 1000, 2], [8, 8, 24, 24]),
+        *([-1e4, -1e4, 1e4, 1e4], [15.9, 0, 16.1, 200], [-0.5, -0.5, 0.5, 0.5]),
+    ],
+    np.float32,
+)
 SQUARE, SLICE = [0, 0, 10, 10], [0, 0, 3, 10]  # with an IoU of 0.3
 SAME, POINT, FAR = [1, 1, 11, 11], [5, 5, 5, 5], [900, -50, 950, 0]
 SUPPRESSED = {  # boxes, scores, valid: the boxes that stay at an IoU of at most 0.3
@@ -102,6 +110,47 @@ def test_no_boxes_are_no_error():
     ):
         assert jax.eval_shape(pooled, features).shape == (0, 7, 7, 2)
     assert boxes.iou(none, jnp.zeros((3, 4))).shape == (0, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 1), (9, 1), (6, 7)])
+def test_regions_without_area_outside_and_larger_than_the_map_equal_live_torchvision(shape):
+    torch, ops = pytest.importorskip("torch"), pytest.importorskip("torchvision").ops
+    random = np.random.default_rng(0)
+    features = random.standard_normal((*shape, 3)).astype(np.float32).round(1)
+    forms = {
+        (roi.align, ops.roi_align): [(0, False), (3, False), (3, True)],
+        (roi.max_pool, ops.roi_pool): [()],
+    }
+
+    def ours(features):
+        pooled = [
+            op(features, REGIONS, (3, 5), 1 / 16, *more)
+            for (op, _), each in forms.items()
+            for more in each
+        ]
+        return sum((jnp.cos(x) ** 2).sum() for x in pooled), pooled
+
+    gradient, pooled = jax.jit(jax.grad(ours, has_aux=True))(features)
+    planes = torch.tensor(features).permute(2, 0, 1)[None].contiguous().requires_grad_()
+    expected = [
+        op(planes, [torch.tensor(REGIONS)], (3, 5), 1 / 16, *more).permute(0, 2, 3, 1)
+        for (_, op), each in forms.items()
+        for more in each
+    ]
+    sum((x.cos() ** 2).sum() for x in expected).backward()
+    for a, b in zip(pooled, expected, strict=True):
+        np.testing.assert_allclose(a, b.detach(), atol=1e-5)
+    expected = planes.grad[0].permute(1, 2, 0)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name.startswith(("nms", "RoI"))])
+def test_batches_need_no_scatter(name):
+    """Nor of derivatives, which these operations have with them: a scatter adds one by one."""
+    arrays = [np.stack([x, x]) for x in parity.case(name, 0, N)]
+    traced = jax.make_jaxpr(jax.vmap(OPERATIONS[name].ours))(*arrays)
+    assert "scatter" not in str(traced)
 
 
 def test_rows_that_fill_up_match_nothing():

@@ -11,7 +11,7 @@ import pathlib
 
 import numpy as np
 
-from benchmarks.detection_networks import calibrate, segmenters_input
+from benchmarks.detection_networks import c4, calibrate, segmenters_input
 from tests.support import reference_weights
 
 FILE = pathlib.Path(__file__).parent / "files" / "detection_reference.npz"
@@ -92,7 +92,7 @@ def network(name):
         return segmentation.DeepLabV3(body, head, aux)
     sizes = {"min_size": SHORTER, "max_size": LONGER}
     if name == "c4":
-        return c4(sizes)
+        return c4(backbone(True, False), CLASSES, sizes)
     norm = BatchNorm2d if name == "faster_rcnn_v2" else None
     body = BackboneWithFPN(
         backbone(True, False),
@@ -122,44 +122,6 @@ def network(name):
         mask_predictor=mask_rcnn.MaskRCNNPredictor(LEVEL, LEVEL, CLASSES),
         **sizes,
     )
-
-
-def c4(sizes):
-    """Appendix A of the paper from torchvision's parts."""
-    from torch import nn
-    from torchvision import ops
-    from torchvision.models import detection
-
-    class Conv4(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body, self.out_channels = backbone(True, False), 4 * WIDTH
-
-        def forward(self, x):
-            body = self.body
-            x = body.maxpool(body.relu(body.bn1(body.conv1(x))))
-            return body.layer3(body.layer2(body.layer1(x)))
-
-    class Pool(nn.Module):
-        def forward(self, maps, boxes, _):
-            return ops.roi_pool(maps["0"], boxes, 14, 1 / 16)
-
-    class Conv5(nn.Module):
-        def forward(self, x):
-            return conv4.body.layer4(x).mean((2, 3))
-
-    conv4 = Conv4()
-    model = detection.FasterRCNN(
-        conv4,
-        rpn_anchor_generator=detection.anchor_utils.AnchorGenerator(((128, 256, 512),)),
-        rpn_pre_nms_top_n_test=6000,
-        rpn_post_nms_top_n_test=300,
-        box_head=Conv5(),
-        box_predictor=detection.faster_rcnn.FastRCNNPredictor(8 * WIDTH, CLASSES),
-        **sizes,
-    )
-    model.roi_heads.box_roi_pool = Pool()
-    return model
 
 
 def found_by(name, model, image):
