@@ -8,6 +8,7 @@ photograph with five objects, by torchvision's recipe: the stem, the first stage
 stay as they are.
 """
 
+import functools
 import os
 import sys
 import tempfile
@@ -143,10 +144,15 @@ def serve(name: str, path: str, sides: Sides, kind: str, contender: str) -> None
         work = ours(name, path, sides, kind)
     else:
         work = theirs(name, path, sides, kind, contender != THEIRS)
-    timed(lambda: (work(), work()))
+
+    def turns(count: int) -> None:
+        for _ in range(count):
+            work()
+
+    turns(2)
     print("ready", flush=True)
     for line in sys.stdin:
-        print(*timed(lambda n=int(line): [work() for _ in range(n)]), flush=True)
+        print(*timed(functools.partial(turns, int(line))), flush=True)
 
 
 def measured(
@@ -168,7 +174,7 @@ def measured(
     finally:
         for run in runs.values():
             run.close()
-    rows = []
+    rows: list[Sequence[Any]] = []
     for contender, (wall, processor) in times.items():
         ratio = times[OURS][0] / wall
         numbers = f"{wall:.2f}", f"{processor:.2f}", f"{1 / wall:.3f}", f"{ratio:.2f}"
