@@ -64,6 +64,7 @@ def run(
         variables = replicate(variables, mesh)
         result = task.of(config).measure(model, variables, data, config.eval.split, mesh)
         result |= question(config, runs) | {"refine_boxes": config.eval.refine_boxes}
+        result |= {"crop": config.eval.image_size, "classes_from": list(config.eval.classes_from)}
         return _written(result, workdir, task.of(config).said(result))
     passes = _passes(config, data, runs)
     if config.eval.precise_bn:

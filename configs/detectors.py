@@ -45,6 +45,14 @@ def shortened(config: ConfigDict, words: set[str]) -> ConfigDict:
     return config
 
 
+def rcnn(config: ConfigDict, proposals: int) -> None:
+    """R-CNN on so many proposals of a class (appendix C), instead of the network that proposes.
+
+    Of each image of a step one region, so that those of a step are all of different images.
+    """
+    config.detection.update(network="rcnn", region_samples=1, proposals=(proposals, proposals))
+
+
 def coco_fpn(arg: str, masks: bool) -> ConfigDict:
     """torchvision's recipe for a ResNet-50 with a feature pyramid on COCO: 26 epochs of 16 images.
 

@@ -183,7 +183,8 @@ FIELDS = {
     "data.resident": Field(False, "keep the data set on the device (small sets)"),
     "data.image_size": Field(
         224,
-        "side in pixels: of the crops of streamed data; larger resident images are averaged to it",
+        "side in pixels: of the crops of streamed data; larger resident images are averaged to it; "
+        "to which rcnn warps regions",
         Range(1, 2**13),
     ),
     "data.normalization": Field(
@@ -218,8 +219,8 @@ FIELDS = {
     "detection.network": Field(
         "fpn",
         "regions from a feature pyramid or conv4 (the paper's); to segment, fcn or deeplabv3; to "
-        "localize, rpn",
-        ("fpn", "c4", "fcn", "deeplabv3", "rpn"),
+        "localize, rpn or rcnn",
+        ("fpn", "c4", "fcn", "deeplabv3", "rpn", "rcnn"),
     ),
     "detection.width": Field(256, "channels of the pyramid, or of DeepLabV3's layers", _COUNT),
     "detection.hidden": Field(1024, "width of the two hidden layers of the box head", _COUNT),
@@ -233,7 +234,10 @@ FIELDS = {
     "detection.candidates": Field(
         (2000, 1000), "of each level, before suppression: in training, in testing"
     ),
-    "detection.proposals": Field((2000, 1000), "of an image: in training, in testing"),
+    "detection.proposals": Field(
+        (2000, 1000), "of an image, with rcnn of one class: in training, in testing"
+    ),
+    "detection.proposals_from": Field("", "rcnn: workdir of the finished rpn that proposes"),
     "detection.frozen_stages": Field(
         2,
         "of the backbone that stay as they are: the stem, and stages from the first on",
@@ -248,7 +252,10 @@ FIELDS = {
         256, "images per evaluation step; grows to a multiple of the devices", _COUNT
     ),
     "eval.image_size": Field(
-        0, "side of the crops in testing, streamed data (0: data.image_size)", Range(0, 2**13)
+        0,
+        "side of the crops in testing, streamed data (0: data.image_size); to localize, of the one "
+        "central crop (0: whole images)",
+        Range(0, 2**13),
     ),
     "eval.split": Field("test", "what to test on", ("test", "validation", "train")),
     "eval.protocol": Field("center", "views of an image", ("center", "10crop", "multiscale")),
@@ -264,4 +271,5 @@ FIELDS = {
         False, "detection: boxes that are found are regions again, and vote (appendix B)"
     ),
     "eval.ensemble": Field((), "further workdirs whose probabilities are averaged in"),
+    "eval.classes_from": Field((), "localization: workdirs of classifiers that name the classes"),
 }

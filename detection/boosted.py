@@ -52,9 +52,8 @@ class Boosted(NamedTuple):
                 seen = [View(maps, 1.0) for maps, _ in given]
             else:
                 other, own = rescaled(image, sizes, scale)
-                factor = jnp.tile(own / jnp.maximum(sizes, 1), 2)[:, None, ::-1]
                 to = padded(other, own)
-                seen = [View(model.shared(other, to)[0], factor) for model in bound]
+                seen = [View(model.shared(other, to)[0], ratio(own, sizes)) for model in bound]
             for of_model, view in zip(views, seen, strict=True):
                 of_model.append(view)
         both = list(zip(bound, views, strict=True))
@@ -82,13 +81,27 @@ class Boosted(NamedTuple):
 
 def of(config: ConfigDict, runs: Sequence[Any]) -> tuple[Any, Any]:
     """The network that `config.eval` asks for, made of opened runs, and its variables."""
-    e, scales = config.eval, (1.0,)
-    if e.protocol == "multiscale":
-        scales = tuple(side / config.detection.sides[-1] for side in e.scales)
-    if len(runs) == 1 and scales == (1.0,) and not e.refine_boxes:
+    scales = scales_of(config)
+    if len(runs) == 1 and scales == (1.0,) and not config.eval.refine_boxes:
         return runs[0].model, runs[0].variables
     models, variables = zip(*((one.model, one.variables) for one in runs), strict=True)
-    return Boosted(models, scales, e.refine_boxes), variables
+    return Boosted(models, scales, config.eval.refine_boxes), variables
+
+
+def scales_of(config: ConfigDict) -> tuple[float, ...]:
+    """Sizes of the images that `config.eval` asks for, 1 as they are given."""
+    if config.eval.protocol != "multiscale":
+        return (1.0,)
+    return tuple(side / config.detection.sides[-1] for side in config.eval.scales)
+
+
+def ratio(new: Array, old: Array) -> Array:
+    """What boxes are multiplied with when images of `old` sizes, `[batch, 2]`, have `new` ones.
+
+    Returns:
+      `[batch, 1, 4]`, of left, top and so on.
+    """
+    return jnp.tile(new / jnp.maximum(old, 1), 2)[:, None, ::-1]
 
 
 def rescaled(batch: Array, sizes: Array, scale: float) -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ from detection.c4 import C4
 from detection.faster_rcnn import FasterRCNN
 from detection.images import MULTIPLE
 from detection.per_class import PerClassRPN
+from detection.rcnn import RCNN
 from detection.rpn import Limits
 from detection.sampling import ANCHORS, REGIONS
 from detection.scenes import KINDS, SIDE
@@ -29,45 +30,47 @@ OFF: dict[str, Any] = {
     **{"optim.warmup_until_error": 0.0, "model.scan_blocks": False, "model.dtype": "float32"},
     **{"data.normalization": "imagenet", "eval.precise_bn": False, "replace_head": False},
 }
-# What detectors do, and segmenters do not.
-BOOSTS: dict[str, Any] = {
-    **{"eval.protocol": "center", "eval.ensemble": (), "eval.refine_boxes": False},
-    **{"detection.context": False},
-}
+# What only detectors do; what they and localization do; what only the latter does.
+OF_DETECTORS: dict[str, Any] = {"eval.refine_boxes": False, "detection.context": False}
+OF_BOTH: dict[str, Any] = {"eval.protocol": "center", "eval.ensemble": ()}
+OF_LOCALIZATION: dict[str, Any] = {"eval.classes_from": (), "detection.proposals_from": ""}
 
 
 def check_detection(config: ConfigDict) -> None:
     """Raises UserError for a field that cannot work, or that a detector would not heed."""
-    _check_shared(config, ("fpn", "c4"), OFF)
-    e = config.eval
-    if e.protocol == "10crop":
-        raise UserError(
-            "eval.protocol='10crop': expected 'center' or 'multiscale' with task=detection."
-        )
-    if e.protocol == "multiscale" and not (e.scales and all(s == int(s) >= 1 for s in e.scales)):
-        raise UserError(
-            f"eval.scales={e.scales}: expected whole numbers from 1 on, the images' shorter sides."
-        )
+    _check_shared(config, ("fpn", "c4"), OFF | OF_LOCALIZATION)
+    _check_scales(config)
     if config.model.stem == "cifar" or config.model.output_stride != MULTIPLE:
         raise UserError(
             f"model.stem={config.model.stem!r}, model.output_stride={config.model.output_stride}: "
             f"expected stem imagenet or deep and output_stride {MULTIPLE}, since a detector needs "
             f"stages of strides 4 to {MULTIPLE}."
         )
-    d = config.detection
-    for name in ("candidates", "proposals"):
-        if len(d[name]) != 2 or not all(n == int(n) >= 1 for n in d[name]):
-            raise UserError(
-                f"detection.{name}={d[name]}: expected two whole numbers above 0, in training and "
-                "in testing."
-            )
+    _limits(config.detection)
     _check_network(config)
 
 
 def check_localization(config: ConfigDict) -> None:
-    """Raises UserError for a field that cannot work, or that a per-class RPN would not heed."""
-    _check_shared(config, ("rpn",), OFF | BOOSTS)
+    """Raises UserError for a field that cannot work, or that localization would not heed."""
+    _check_shared(config, ("rpn", "rcnn"), OFF | OF_DETECTORS)
+    _check_scales(config)
+    _limits(config.detection)
     d, stem, side = config.detection, config.model.stem, config.data.image_size
+    if config.dataset.partition(":")[0] not in ("single_scenes", "folder"):
+        raise UserError(
+            f"dataset={config.dataset}: expected single_scenes or folder:PATH with ILSVRC's boxes, "
+            "with task=localization: images of one class."
+        )
+    if (d.network == "rcnn") != bool(d.proposals_from):
+        raise UserError(
+            f"detection.proposals_from={d.proposals_from!r}: expected the workdir of a finished "
+            "per-class RPN with detection.network=rcnn, and none with rpn."
+        )
+    if config.eval.image_size > d.sides[-1]:
+        raise UserError(
+            f"eval.image_size={config.eval.image_size}: expected at most {d.sides[-1]}, the "
+            "shorter side of tested images (detection.sides), or 0 for whole images."
+        )
     if stem == "cifar" or d.masks or not d.anchors or min(d.anchors) < 1:
         raise UserError(
             f"model.stem={stem!r}, detection.masks={d.masks}, detection.anchors={d.anchors}: "
@@ -75,7 +78,7 @@ def check_localization(config: ConfigDict) -> None:
             "task=localization."
         )
     low, high = config.augment.resize_min, config.augment.resize_max
-    if not (side <= SIDE if config.data.resident else side <= low <= high):
+    if d.network == "rpn" and not (side <= SIDE if config.data.resident else side <= low <= high):
         raise UserError(
             f"data.image_size={side}, augment.resize_min={low}, augment.resize_max={high}: "
             f"expected image_size ≤ resize_min ≤ resize_max, or of scenes ≤ {SIDE}: crops are "
@@ -85,7 +88,7 @@ def check_localization(config: ConfigDict) -> None:
 
 def check_segmentation(config: ConfigDict) -> None:
     """Raises UserError for a field that cannot work, or that a segmenter would not heed."""
-    _check_shared(config, ("fcn", "deeplabv3"), OFF | BOOSTS)
+    _check_shared(config, ("fcn", "deeplabv3"), OFF | OF_DETECTORS | OF_BOTH | OF_LOCALIZATION)
     if config.model.stem == "cifar":
         raise UserError("model.stem='cifar': expected imagenet or deep with task=segmentation.")
 
@@ -118,6 +121,18 @@ def _check_shared(config, networks, off_fields):
         )
 
 
+def _check_scales(config):
+    e = config.eval
+    if e.protocol == "10crop":
+        raise UserError(
+            f"eval.protocol='10crop': expected 'center' or 'multiscale' with task={config.task}."
+        )
+    if e.protocol == "multiscale" and not (e.scales and all(s == int(s) >= 1 for s in e.scales)):
+        raise UserError(
+            f"eval.scales={e.scales}: expected whole numbers from 1 on, the images' shorter sides."
+        )
+
+
 def _check_network(config):
     d, levels = config.detection, len(FPN_SIZES)
     if d.network == "c4":
@@ -143,10 +158,7 @@ def _check_network(config):
 def detector(config: ConfigDict, facts: Facts) -> FasterRCNN:
     """The detector of a config for the classes of the data, the background among them."""
     d = config.detection
-    in_training, in_testing = (
-        Limits(int(before), int(after))
-        for before, after in zip(d.candidates, d.proposals, strict=True)
-    )
+    in_training, in_testing = _limits(d)
     shared: dict[str, Any] = {
         "backbone": _backbone(config),
         "num_classes": facts.num_classes,
@@ -168,12 +180,18 @@ def detector(config: ConfigDict, facts: Facts) -> FasterRCNN:
     )
 
 
-def per_class_rpn(config: ConfigDict, facts: Facts) -> PerClassRPN:
-    """The per-class RPN of a config for the classes of the data, the background among them."""
+def localizer(config: ConfigDict, facts: Facts) -> PerClassRPN | RCNN:
+    """The per-class RPN of a config for the classes of the data, or the R-CNN, which has one."""
     d = config.detection
     sides = tuple(map(float, d.anchors))
     sampling = per_class.ANCHORS._replace(number=d.anchor_samples)
-    return PerClassRPN(_backbone(config), facts.num_classes, sides, sampling)
+    network = PerClassRPN(_backbone(config), facts.num_classes, sides, sampling)
+    if d.network == "rpn":
+        return network
+    in_training, in_testing = _limits(d)
+    regions = REGIONS._replace(number=d.region_samples)
+    side = config.data.image_size
+    return RCNN(network, _backbone(config), side, in_testing, in_training, regions)
 
 
 def segmenter(config: ConfigDict, facts: Facts) -> Segmenter:
@@ -184,6 +202,17 @@ def segmenter(config: ConfigDict, facts: Facts) -> Segmenter:
     atrous = config.detection.network == "deeplabv3"
     width = config.detection.width
     return Segmenter(_backbone(config), facts.num_classes, atrous, width, auxiliary=True)
+
+
+def _limits(d):
+    """Of proposals in training and in testing."""
+    for name in ("candidates", "proposals"):
+        if len(d[name]) != 2 or not all(n == int(n) >= 1 for n in d[name]):
+            raise UserError(
+                f"detection.{name}={d[name]}: expected two whole numbers above 0, in training and "
+                "in testing."
+            )
+    return [Limits(int(n), int(after)) for n, after in zip(d.candidates, d.proposals, strict=True)]
 
 
 def _backbone(config):

@@ -2,14 +2,18 @@
 
 The genuine layout has the images in `ILSVRC/Data/CLS-LOC` and the boxes in
 `ILSVRC/Annotations/CLS-LOC`: `train/n01440764/n01440764_10026.xml`,
-`val/ILSVRC2012_val_00000001.xml`. Classes are synsets, as the names of the class folders.
+`val/ILSVRC2012_val_00000001.xml`. Classes are synsets, as the names of the class folders; where
+images lie without any, as the original's validation images do, their boxes say the class.
 """
 
 import functools
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
+from data import folder as image_folder
+from data import splits
 from data.sources import FolderSource
 from detection.annotated import Annotated, Listed, annotated, decoded_file
 from detection.classes import BACKGROUND
@@ -59,9 +63,12 @@ def with_boxes(
     """
     known, found = (BACKGROUND, *label_names), []
     for name in tqdm(list(names), desc="boxes", unit="image", disable=None, leave=False):
-        path, (split, synset) = root / name, PurePath(name).parts[:2]
-        file = boxes_file(folder, split, synset, path.stem)
+        path, (split, *classes, _) = root / name, PurePath(name).parts
+        file = boxes_file(folder, split, "".join(classes[:1]), path.stem)
         size, objects = read_boxes(file, known, max_pixels)
+        if not (classes or objects):
+            raise UserError(f"{file}: has no object, and nothing else says what {path} shows.")
+        synset = classes[0] if classes else known[objects[0][1]]
         own = [one for one in objects if known[one[1]] == synset]
         if not own:
             raise UserError(
@@ -82,20 +89,39 @@ def read(root: Path, split: str, data_dir: str, max_pixels: int) -> Listed:
     Raises:
       UserError: see `with_boxes`.
     """
-    source, folder = FolderSource(root, split, data_dir), boxes_folder(root)
-    names = [name for name in source.names if _is_boxed(folder, PurePath(name))]
+    (every, label_names), boxes = _names(root, split, data_dir), boxes_folder(root)
+    names = [name for name in every if _is_boxed(boxes, PurePath(name))]
     if not names:
-        raise UserError(f"{folder}: has no boxes of any of the {len(source)} images of {split!r}.")
-    if left_out := len(source) - len(names):
-        LOG.warning("%s: %d of %d images have no boxes.", root / split, left_out, len(source))
-    images = with_boxes(root, names, source.label_names, folder, max_pixels)
+        raise UserError(f"{boxes}: has no boxes of any of the {len(every)} images of {split!r}.")
+    if left_out := len(every) - len(names):
+        LOG.warning("%s: %d of %d images have no boxes.", root / split, left_out, len(every))
+    images = with_boxes(root, names, label_names, boxes, max_pixels)
     paths = [root / name for name in names]
-    return Listed(images, paths, (BACKGROUND, *source.label_names), f"{root}, {split}")
+    return Listed(images, paths, (BACKGROUND, *label_names), f"{root}, {split}")
 
 
-def _is_boxed(folder, name):
-    split, synset = name.parts[:2]
-    return split != "train" or boxes_file(folder, split, synset, name.stem).exists()
+def _names(root, split, data_dir):
+    """The images of a split, below `root`, and the names of the classes."""
+    first = image_folder.split_directory(root, re.split(r"[+\[]", split)[0])
+    if files.is_remote(root) or any(entry.is_dir() for entry in first.iterdir()):
+        source = FolderSource(root, split, data_dir)
+        return source.names, source.label_names
+
+    @functools.cache
+    def flat(name: str) -> list[str]:
+        directory = image_folder.split_directory(root, name)
+        paths = image_folder.images_below(directory, image_folder.EXTENSIONS)
+        return [str(path.relative_to(root)) for path in paths]
+
+    pieces = splits.pieces(split, lambda name: len(flat(name)))
+    names = [name for piece, start, stop in pieces for name in flat(piece)[start:stop]]
+    return names, FolderSource(root, "train", data_dir).label_names
+
+
+def _is_boxed(boxes, name):
+    split, *classes, _ = name.parts
+    file = boxes_file(boxes, split, "".join(classes[:1]), name.stem)
+    return split != "train" or file.exists()
 
 
 def boxes_file(folder: Path, split: str, synset: str, stem: str) -> Path:

@@ -149,7 +149,8 @@ def outputs(
     """What a network says of images that are this process's, batch by batch.
 
     Args:
-      apply: `(variables, images, sizes) → tree` of arrays whose first axis is the images.
+      apply: `(variables, images, sizes) → tree` of arrays whose first axis is the images; also
+        given what batches have as `own`.
       normalization: of the images.
       batches: of `data.evaluation`.
       total: number of images, for a progress bar.
@@ -179,7 +180,8 @@ def outputs(
 @functools.lru_cache(maxsize=8)
 def _compiled(apply, mesh):
     def find(variables, normalization, batch):
-        return apply(variables, *shown(batch, normalization))
+        own = [batch["own"]] if "own" in batch else []
+        return apply(variables, *shown(batch, normalization), *own)
 
     return compiled_by_rows(find, mesh)
 

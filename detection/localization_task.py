@@ -1,7 +1,11 @@
-"""Localization as a task: what `training.task.Task` asks for. See `detection.per_class`."""
+"""Localization as a task: what `training.task.Task` asks for.
+
+Of two kinds: the per-class RPN (`detection.per_class`), and R-CNN on its proposals
+(`detection.rcnn`).
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,26 +14,57 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data.facts import Facts
 from detection import build, learning
 from detection import task as detection
 from detection.localization import NAMED, Located, localization_errors
-from detection.per_class import PerClassRPN
+from errors import UserError
+from run.compare import differences
 from run.processes import gathered
+from run.workdir import Workdir
 
-check, create = build.check_localization, build.per_class_rpn
+check, create = build.check_localization, build.localizer
 load, learned = learning.load, learning.learned
 init, prepare = detection.init, detection.prepare
-loss, conclude = detection.loss, detection.conclude
+loss = detection.loss
+# Fields of a network that make no difference to what a trained one says.
+OF_TRAINING = ("sync_bn", "bn_group_size", "frozen_bn", "zero_init_residual")
+OF_COMPUTING = ("remat", "scan_blocks", "space_to_depth")
+
+
+def proposing(config: ConfigDict, facts: Facts, variables: Any, run: Any) -> Any:
+    """`variables` of an R-CNN with the per-class RPN of `run` in its place.
+
+    Args:
+      run: opened, of `detection.proposals_from`.
+
+    Raises:
+      UserError: it is no per-class RPN, or of another network, other anchors or classes.
+    """
+
+    def said(network: str, c: ConfigDict, names: Sequence[str]) -> dict[str, Any]:
+        fields = {n: x for n, x in c.model.items() if n not in OF_TRAINING + OF_COMPUTING}
+        kind = {"network": network, "anchors": list(c.detection.anchors)}
+        return {"model": fields, "detection": kind, "label_names": list(names)}
+
+    there = said(run.config.detection.network, run.config, run.facts.label_names)
+    where = f"in {run.workdir}", "here"
+    if found := differences(there, said("rpn", config, facts.label_names), where):
+        raise UserError(
+            f"detection.proposals_from={run.workdir}: expected a per-class RPN of the same "
+            f"network, anchors and classes; {'; '.join(found)}."
+        )
+    return {kind: tree | {"proposer": run.variables[kind]} for kind, tree in variables.items()}
 
 
 def sums(config: ConfigDict) -> dict[str, jax.Array]:
-    """Zeros of both parts of the loss."""
-    del config
-    return dict.fromkeys(detection.LOSSES[:2], jnp.float32(0))
+    """Zeros of both parts of the loss: of anchors, or of regions."""
+    first = 2 * (config.detection.network == "rcnn")
+    return dict.fromkeys(detection.LOSSES[first : first + 2], jnp.float32(0))
 
 
 def measure(
-    model: PerClassRPN,
+    model: Any,
     variables: Any,
     data: Any,
     split: str,
@@ -41,6 +76,7 @@ def measure(
     The predicted classes are those with the highest scores.
 
     Args:
+      model: a `PerClassRPN`, an `RCNN`, or `Localizers`.
       data: what `detection.data.open_data` returns.
       stop: asked before each batch; what is not 0 ends testing without a result.
 
@@ -49,7 +85,7 @@ def measure(
       With corrupt records also `'masked_images'` and `'masked_records'`.
     """
     truth, number, rows = data.annotated(split), data.split_size(split), []
-    batches = data.evaluation(split)
+    batches = _evaluation(data, split)
     for part in detection.objects_in(model, variables, data, batches, mesh, number):
         if stop and stop():
             return None
@@ -65,6 +101,22 @@ def measure(
     )
     error = result["localization_error"] / 100
     return data.corrupt.beside(result | {"error": error, "images": len(everything)}, split)
+
+
+def _evaluation(data, split):
+    """Batches of a split with the true classes of their images, which R-CNN asks for."""
+    truth = data.annotated(split)
+    labels = np.array([truth[i].labels[0] - 1 for i in range(data.split_size(split))], np.int32)
+    for batch in data.evaluation(split):
+        yield batch | {"own": labels[batch["index"]]}
+
+
+def conclude(
+    result: dict[str, Any], model: Any, variables: Any, data: Any, mesh: Mesh, folder: Workdir
+) -> dict[str, Any]:
+    """Draws what is found in the first test images into the workdir."""
+    batches = _evaluation(data, "test")
+    return detection.conclude(result, model, variables, data, mesh, folder, batches)
 
 
 def said(result: dict[str, Any]) -> str:

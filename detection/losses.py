@@ -4,7 +4,7 @@ Each is a sum and the count that it is divided by, so that the parts of a batch 
 add up to that of the whole batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +18,8 @@ from detection import roi
 from detection.layers import of_class
 from detection.matching import BELOW, match
 from detection.mean_iou import IGNORED
-from detection.rpn import Level
-from detection.sampling import Sampling, balanced
+from detection.rpn import Level, joined
+from detection.sampling import Sampled, Sampling, balanced
 from models.padded import inside
 
 BETA = 1 / 9  # where the smooth L1 loss turns from a square to a line
@@ -64,13 +64,19 @@ class Regions(NamedTuple):
 
 
 def sampled_regions(
-    keys: Array, proposals: Array, any_region: Array, objects: Truth, sampling: Sampling
+    keys: Array,
+    proposals: Array,
+    any_region: Array,
+    objects: Truth,
+    sampling: Sampling,
+    choose: Callable[..., Sampled] = balanced,
 ) -> Regions:
     """Takes some of the proposals and of the annotated boxes themselves.
 
     Args:
       keys: `[batch]`.
       proposals: `[batch, n, 4]`, and which of them are any, bool `[batch, n]`.
+      choose: a function of `detection.sampling`.
     """
 
     def of_image(key, proposals, any_region, objects):
@@ -78,7 +84,7 @@ def sampled_regions(
         valid = jnp.concatenate([any_region, objects.real])
         overlap = box.iou(objects.boxes, candidates)
         found = match(overlap, sampling.high, sampling.low, valid=objects.real)
-        taken = balanced(key, valid & (found >= 0), valid & (found == BELOW), sampling)
+        taken = choose(key, valid & (found >= 0), valid & (found == BELOW), sampling)
         matched = jnp.maximum(found[taken.indices], 0)
         labels = jnp.where(taken.is_object, objects.labels[matched], 0)
         return Regions(candidates[taken.indices], labels, matched, taken.valid)
@@ -110,14 +116,13 @@ def anchor_losses(
         matched = jnp.maximum(found[taken.indices], 0)
         classes = objects.labels[matched] - 1 if per_class else jnp.zeros_like(matched)
         logits = jnp.where(taken.valid[:, None], logits[taken.indices], 0)
-        is_class = taken.is_object[:, None] & jax.nn.one_hot(classes, logits.shape[1], dtype=bool)
-        entropy = optax.sigmoid_binary_cross_entropy(logits, is_class).sum(1)
+        entropy = _of_every_class(logits, classes, taken.is_object)
         targets = box.encode(objects.boxes[matched], anchors[taken.indices])
         own = of_class(deltas[taken.indices].swapaxes(1, 2), classes[:, None])
         distance = _box_distance(own, targets, taken.is_object)
         return (entropy * taken.valid).sum(), distance, taken.valid.sum()
 
-    whole = Level(*(jnp.concatenate(parts, 1) for parts in zip(*levels, strict=True)))
+    whole = joined(levels)
     per_class = whole.logits.ndim == 3
     if not per_class:
         whole = whole._replace(logits=whole.logits[..., None], deltas=whole.deltas[:, :, None])
@@ -132,19 +137,27 @@ def region_losses(
     regions: Regions,
     objects: Truth,
     weights: box.Weights,
+    per_class: bool = False,
 ) -> dict[str, Loss]:
     """The box head's: the class of a region, and where the box of its object is.
 
     Args:
       logits: `[batch, n, classes]`.
       deltas: `[batch, n, classes, 4]`, with these `weights`.
+      per_class: there is no background among the classes, and each is a logistic regression of its
+        own, as those of `anchor_losses`.
     """
 
     def of_image(logits, deltas, regions, objects):
-        entropy = _entropy(logits, regions.labels)
+        classes, is_object = regions.labels, regions.labels > 0
+        if per_class:
+            classes = jnp.maximum(classes - 1, 0)
+            entropy = _of_every_class(logits, classes, is_object)
+        else:
+            entropy = _entropy(logits, classes)
         targets = box.encode(objects.boxes[regions.match], regions.boxes, weights)
-        own = of_class(deltas.swapaxes(1, 2), regions.labels[:, None])
-        distance = _box_distance(own, targets, regions.labels > 0)
+        own = of_class(deltas.swapaxes(1, 2), classes[:, None])
+        distance = _box_distance(own, targets, is_object)
         return jnp.where(regions.valid, entropy, 0).sum(), distance, regions.valid.sum()
 
     found = jax.vmap(of_image)(logits, deltas, regions, objects)
@@ -198,14 +211,17 @@ def learned(params: Any, freeze_at: int, frozen_bn: bool) -> Any:
       params: of the network, with its `backbone`.
       freeze_at: so many parts of the backbone stay as they are: the stem, stage 1, stage 2, … (2 in
         fine-tuning: Detectron's, and torchvision's with three trainable layers).
-      frozen_bn: whether scales and biases of batch normalisation stay.
+      frozen_bn: whether scales and biases of batch normalisation stay. So does a `proposer`.
     """
     frozen = tuple(["stem", "stage1", "stage2", "stage3", "stage4"][:freeze_at])
     flat = traverse_util.flatten_dict(params)
 
     def stays(path: tuple[str, ...]) -> bool:
+        of_others = path[0] == "proposer"
         in_backbone = path[0] == "backbone" and path[1].startswith(frozen)
-        return in_backbone or (frozen_bn and (*path[:-1], "scale") in flat)  # only BN has a scale
+        return (
+            of_others or in_backbone or (frozen_bn and (*path[:-1], "scale") in flat)
+        )  # only BN has a scale
 
     return traverse_util.unflatten_dict({path: not stays(path) for path in flat})
 
@@ -213,6 +229,12 @@ def learned(params: Any, freeze_at: int, frozen_bn: bool) -> Any:
 def _entropy(logits, labels):
     """Minus the logarithm of the probability of each one's class."""
     return jax.nn.logsumexp(logits, -1) - of_class(logits, labels)
+
+
+def _of_every_class(logits, classes, is_object):
+    """The entropy of whether each of `[n]` is an object of a class, added up over the classes."""
+    is_class = is_object[:, None] & jax.nn.one_hot(classes, logits.shape[1], dtype=bool)
+    return optax.sigmoid_binary_cross_entropy(logits, is_class).sum(1)
 
 
 def _box_distance(deltas, targets, which):

@@ -1,12 +1,14 @@
 """A proposal network that knows the classes: the paper's appendix C, ImageNet localization."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from detection import boxes
-from detection.faster_rcnn import Detections
+from detection.faster_rcnn import Detections, mean
 from detection.losses import Loss, anchor_losses, annotated
 from detection.rpn import Level, located
 from detection.sampling import Sampling
@@ -42,12 +44,17 @@ class PerClassRPN(nn.Module):
         self.scores = conv(count, 1, use_bias=True, kernel_init=normal)
         self.deltas = conv(4 * count, 1, use_bias=True, kernel_init=normal)
 
-    def __call__(self, images: Array, sizes: Array, padded: Array) -> Detections:
+    def __call__(
+        self, images: Array, sizes: Array, padded: Array, own: Array | None = None
+    ) -> Detections:
         """The best box of each class in the whole image, the most probable class first.
 
-        Arguments as of `FasterRCNN`; there are `num_classes` − 1 detections of each image.
+        Arguments as of `FasterRCNN`; there are `num_classes` − 1 detections of each image, whatever
+        its true class `own`.
         """
-        return jax.vmap(best_of_each_class)(self._anchors(images, padded, train=False), sizes)
+        del own
+        level = self.anchored(images, padded)
+        return jax.vmap(best_of_each_class)(level, named([level]), sizes)
 
     def losses(
         self,
@@ -61,11 +68,11 @@ class PerClassRPN(nn.Module):
     ) -> dict[str, Loss]:
         """The training losses of a batch; see `FasterRCNN`."""
         del masks
-        level = self._anchors(images, padded, train=True)
+        level = self.anchored(images, padded, train=True)
         objects = annotated(boxes, labels, sizes)
         return anchor_losses(keys, [level], objects, sizes, self.anchors)
 
-    def _anchors(self, images, padded, train) -> Level:
+    def anchored(self, images: Array, padded: Array, train: bool = False) -> Level:
         """What is said of every anchor: `Level` with an axis of classes after that of anchors."""
         own = OwnSizes(self.backbone, images.shape[1:3], padded)
         with own.respected():
@@ -78,15 +85,25 @@ class PerClassRPN(nn.Module):
         return Level(logits.reshape(shape), deltas.reshape(*shape, 4), anchors)
 
 
-def best_of_each_class(level: Level, size: Array) -> Detections:
-    """The box with the highest score of each class, the most probable class first; of one image.
+def named(levels: Sequence[Level]) -> Array:
+    """How probable each class is in an image, `[batch, classes]`: the mean of its best anchors'.
+
+    Args:
+      levels: of each network.
+    """
+    return mean([jax.nn.sigmoid(level.logits.max(1)) for level in levels])
+
+
+def best_of_each_class(level: Level, scores: Array, size: Array) -> Detections:
+    """The box of the best anchor of each class, the most probable class first; of one image.
 
     Args:
       level: with an axis of classes after that of anchors.
+      scores: of the classes.
       size: height and width, at which boxes are cut off.
     """
     logits, deltas, anchors = level
     best, classes = logits.argmax(0), jnp.arange(logits.shape[1])
     found = boxes.clip(boxes.decode(deltas[best, classes], anchors[best]), *size)
-    scores, order = jax.lax.top_k(jax.nn.sigmoid(logits.max(0)), len(classes))
+    scores, order = jax.lax.top_k(scores, len(classes))
     return Detections(found[order], scores, 1 + order, jnp.ones(len(classes), bool))

@@ -98,7 +98,7 @@ class ResidentScenes(Resident):
                 mirrored(batch),
                 batch,
             )
-        if self._config.task == "localization":
+        if self._config.detection.network == "rpn":
             keys = example_keys(key_for(self._config.seed, Purpose.SAMPLE, step), self.rows())
             batch = _cropped(keys, batch, self._config.data.image_size)
         room = self._config.detection.max_objects

@@ -76,6 +76,11 @@ class Level(NamedTuple):
     anchors: Array
 
 
+def joined(levels: Sequence[Level]) -> Level:
+    """The anchors of several levels as those of one."""
+    return Level(*(jnp.concatenate(parts, 1) for parts in zip(*levels, strict=True)))
+
+
 def located(
     found: Sequence[tuple[Array, Array]],
     own: OwnSizes,

@@ -68,3 +68,12 @@ def balanced(
     place = jnp.arange(size)
     index = jnp.where(place < found, of_objects, of_background[jnp.maximum(place - found, 0)])
     return Sampled(index, place < found, place < found + others)
+
+
+def at_random(
+    key: jax.Array, objects: jax.Array, background: jax.Array, sampling: Sampling
+) -> Sampled:
+    """Takes of both as they come: `balanced`, but as many objects as chance has, in any place."""
+    draw = jnp.where(objects | background, jax.random.uniform(key, objects.shape), -1)
+    value, index = jax.lax.top_k(draw, min(sampling.number, len(draw)))
+    return Sampled(index, objects[index], value >= 0)

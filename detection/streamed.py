@@ -106,7 +106,7 @@ class StreamedObjects(Streamed):
 
     def train_batches(self, start_step: int) -> Iterator[stream.HostBatch]:
         """See `Streamed`."""
-        if self._config.task == "localization":
+        if self._config.detection.network == "rpn":
             return self._crops(start_step)
         c, d = self._config, self._config.detection
         source, canvas, names = self._laid("train", objects=True)

@@ -95,8 +95,8 @@ def objects_in(
 
 @functools.lru_cache(maxsize=8)
 def _finder(model):
-    def find(variables, images, sizes):
-        return model.apply(variables, images, sizes, padded(images, sizes))
+    def find(variables, images, sizes, *own):
+        return model.apply(variables, images, sizes, padded(images, sizes), *own)
 
     return find
 
@@ -159,10 +159,11 @@ def conclude(
     data: Any,
     mesh: Mesh,
     folder: Workdir,
+    batches: Iterator[Batch] | None = None,
 ) -> dict[str, Any]:
-    """Draws what is found in the first test images into the workdir."""
+    """Draws what is found in the first test images (of `batches`) into the workdir."""
     del result
-    first = itertools.islice(data.evaluation("test"), 1)
+    first = itertools.islice(batches or data.evaluation("test"), 1)
     (found,) = objects_in(model, variables, data, first, mesh, 0)
     names = data.facts.label_names
     learning.draw_first(found, lambda image, one: draw.certain(image, one, names), data, folder)

@@ -128,5 +128,18 @@ def _measured(folder, table):
             f"{folder}: expected a run whose test has {', '.join(table.ours.values())}; train or "
             "test one, e.g. python main.py --config=configs/detection/scenes.py."
         )
-    name = f"ours: resnet{config.model.depth} on {config.dataset}, {folder}"
+    network = f"resnet{config.model.depth}{_parts(config, tested)}"
+    name = f"ours: {network} on {config.dataset}, {folder}"
     return tested | {"name": name, "dataset": config.dataset, "seed": config.seed}
+
+
+def _parts(config, tested):
+    """How a localizer was tested, in the words of table 13."""
+    if config.task != "localization":
+        return ""
+    parts = ["RPN and R-CNN" if config.detection.network == "rcnn" else "RPN"]
+    several = tested.get("protocol") == "multiscale"
+    parts.append("1 crop" if tested.get("crop") else "several sizes" if several else "dense")
+    if (number := len(tested.get("networks", ()))) > 1:
+        parts.append(f"ensemble of {number}")
+    return "".join(f", {part}" for part in parts)

@@ -6,11 +6,13 @@ Tests finished detectors with each option. Gains are over the same runs tested p
 context over the runs of `--workdirs`; the paper's are over the row before in table 9. AP in %.
 """
 
+import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from data.facts import SPLITS
 from input_pipeline import open_data
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = groups[PLAIN][0].config
     args.dataset = config.dataset
     everyone = [one for runs in groups.values() for one in runs]
-    measure = _measurer(config, everyone, args)
+    measure = measurer(config, everyone, args)
     measured = []
     for group, runs in groups.items():
         prefix = "" if group == PLAIN else f"{CONTEXT}, "
@@ -105,8 +107,16 @@ def _papers(name):
     return [f"{a - b:+.1f}" for a, b in zip(*rows, strict=True)]
 
 
-def _measurer(config, runs, args):
-    """A function that tests runs, as one, with some fields of `config.eval` changed."""
+def measurer(
+    config: ConfigDict, runs: Sequence[Any], args: argparse.Namespace
+) -> Callable[[Sequence[Any], Mapping[str, Any]], dict[str, Any]]:
+    """A function that tests some of the runs, as one, with fields of `config.eval` changed.
+
+    Args:
+      config: what the data are opened with.
+      runs: opened; they have to fit one another and the data.
+      args: with `split` and `scales`.
+    """
     mesh = make_mesh()
     config.eval.split, config.eval.scales = args.split, tuple(args.scales)
     data = open_data(config, mesh)

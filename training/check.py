@@ -104,7 +104,8 @@ def _check_data(config):
             f"steps_per_dispatch={config.steps_per_dispatch}: only device-resident data "
             "(data.resident=True) can run several steps in one dispatch."
         )
-    if e.image_size and (data.resident or data.normalization == "per_pixel"):
+    whole = config.task == "localization"  # images, of which a crop can be tested
+    if e.image_size and not whole and (data.resident or data.normalization == "per_pixel"):
         raise UserError(
             f"eval.image_size={e.image_size}: expected 0, since device-resident images, and those "
             "with a mean of their own at each pixel, are tested at the size they are trained at."

@@ -70,13 +70,22 @@ def initial_state(config: ConfigDict, model: nn.Module, facts: Facts) -> TrainSt
     """The state of step 0: a function of `config.seed`, with the weights of `config.init_from`.
 
     Raises:
-      UserError: the weight file cannot be read or does not fit the network.
+      UserError: the weight file cannot be read or does not fit the network, or the run of
+        `detection.proposals_from` does not.
     """
     state = create_state(config, model, facts.image_shape)
-    if not config.init_from:
+    proposals = config.task == "localization" and config.detection.proposals_from
+    if not (config.init_from or proposals):
         return state
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return state_from(config, task.of(config).load(config, facts, variables))
+    if config.init_from:
+        variables = task.of(config).load(config, facts, variables)
+    if proposals:
+        from detection import localization_task
+
+        run = task.opened(proposals, config.task)
+        variables = localization_task.proposing(config, facts, variables, run)
+    return state_from(config, variables)
 
 
 def adopted(config: ConfigDict, saved: Mapping[str, Any] | None = None) -> ConfigDict:

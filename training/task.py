@@ -94,7 +94,20 @@ def tested(config: ConfigDict, runs: Sequence[Any]) -> tuple[Any, Any]:
         from detection import boosted
 
         return boosted.of(config, runs)
+    if config.task == "localization":
+        from detection import localizers
+
+        return localizers.of(config, runs, [_namer(one) for one in config.eval.classes_from])
     return runs[0].model, runs[0].variables
+
+
+def _namer(folder):
+    """A finished classifier, and which share of an image's shorter side it is shown."""
+    from testing.opened_run import shorter_side
+
+    run = opened(folder, "classification")
+    side = run.facts.image_shape[0]
+    return run, side / shorter_side(run.config, side)
 
 
 def opened(folder: str, learned: str) -> Any:

@@ -1,5 +1,7 @@
 """ILSVRC's localization error by hand, and its boxes from a miniature in the genuine layout."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,27 @@ def test_the_genuine_layout_is_read(images):
     first = read(images, "val", images.parents[1] / "Annotations/CLS-LOC")[0][0]
     assert first.name.endswith("val/n01440764/ILSVRC2012_val_00000001.JPEG")
     assert first.boxes.tolist() == [[2, 4, 58, 60]]
+
+
+def test_validation_images_may_lie_flat_as_in_the_original(images):
+    before = ilsvrc.read(images, "val[2:]", "", 10**6)
+    for path in sorted(images.glob("val/*/*.JPEG")):
+        path.rename(images / "val" / path.name)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+    whole = ilsvrc.read(images, "val", "", 10**6)
+    assert whole.label_names == before.label_names and len(whole) == 10
+    # By class folders the images have another order.
+    found = {one.name.rpartition("/")[2]: one for one in map(whole.__getitem__, range(10))}
+    for one in map(before.__getitem__, range(8)):
+        flat = found[one.name.rpartition("/")[2]]
+        np.testing.assert_array_equal(flat.labels, one.labels)
+        np.testing.assert_array_equal(flat.boxes, one.boxes)
+    assert len(ilsvrc.read(images, "val[:3]", "", 10**6)) == 3
+    file = images.parents[1] / "Annotations/CLS-LOC/val/ILSVRC2012_val_00000001.xml"
+    file.write_text(re.sub("<object>.*</object>", "", file.read_text(), flags=re.DOTALL))
+    with pytest.raises(UserError, match=f"{file}: has no object"):
+        ilsvrc.read(images, "val", "", 10**6)
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-import evaluate
-import train
 from data.facts import Facts
 from data.normalization import CONSTANTS
 from detection import boxes, localization_task
 from detection.data import open_data
 from detection.losses import anchor_losses, annotated
-from detection.per_class import best_of_each_class
+from detection.per_class import best_of_each_class, named
 from detection.rpn import Level
 from detection.sampling import Sampling
 from errors import UserError
-from paper import table13
 from run.mesh import make_mesh
 from tests.support.drawn import draw
 from tests.support.ilsvrc import write_localization
@@ -30,21 +27,8 @@ from training.check import check
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
 
-def make_config(recipe="localization", **fields):
-    return tiny_recipe(recipe, optim__boundaries=(), **fields)
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    config = make_config(
-        "ilsvrc_r101_localization", dataset=f"folder:{write_localization(tmp_path)}"
-    )
-    config.update(init_from="", data_dir=str(tmp_path))
-    config.data.update(image_size=64, num_threads=1)
-    config.augment.update(resize_min=70, resize_max=90)
-    config.model.frozen_bn = False
-    config.detection.update(sides=(64,), longer=96, anchors=(32,), max_objects=2)
-    return config
+def make_config(**fields):
+    return tiny_recipe("localization", optim__boundaries=(), **fields)
 
 
 def test_the_loss_of_each_class_by_hand():
@@ -84,7 +68,8 @@ def test_the_best_box_of_each_class():
     deltas = random.normal(size=(50, 7, 4)).astype(np.float32) / 5
     anchors = np.array([[10, 10, 30, 30]] * 50, np.float32) + random.integers(0, 40, (50, 1))
     level = Level(logits, deltas, anchors.astype(np.float32))
-    found = jax.jit(best_of_each_class)(level, jnp.array([48, 56]))
+    scores = named([jax.tree.map(lambda x: x[None], level)])
+    found = jax.jit(best_of_each_class)(level, scores[0], jnp.array([48, 56]))
     best = logits.max(0)
     labels = np.argsort(-best)
     np.testing.assert_array_equal(found.labels, 1 + labels)
@@ -111,7 +96,9 @@ def test_scenes_are_cropped_with_their_boxes():
             np.testing.assert_array_equal(box[0], np.clip(own - [left, top] * 2, 0, 112))
 
 
-def test_photographs_are_cropped_with_their_boxes(photographs, caplog):
+def test_photographs_are_cropped_with_their_boxes(photographs, tmp_path, caplog):
+    photographs = photographs.copy_and_resolve_references()
+    photographs.dataset = f"folder:{write_localization(tmp_path)}"
     boxed = photographs.dataset.removeprefix("folder:").replace("Data", "Annotations")
     missing = [f"{boxed}/train/n01440764/n01440764_{i}.xml" for i in (1, 3)]
     for path in map(Path, missing):
@@ -133,26 +120,17 @@ def test_photographs_are_cropped_with_their_boxes(photographs, caplog):
         assert set(labels) <= {0, *source[index].labels}
 
 
-@pytest.mark.slow
-def test_a_run_in_the_genuine_layout(photographs, tmp_path, capsys):
-    result = train.train(photographs, tmp_path / "run")
-    assert result["images"] == 10
-    assert result["top5_class_error"] == 0  # of three classes
-    assert result["localization_error"] == result["top5_localization_error"]
-    assert result["error"] == result["localization_error"] / 100
-    assert (tmp_path / "run/detections.png").is_file()
-    tested = evaluate.run(photographs, tmp_path / "run")
-    assert tested["localization_error"] == result["localization_error"]
-    assert "(true class)" in capsys.readouterr().out
-    table13.main([f"--workdirs={tmp_path / 'run'}", f"--out={tmp_path}"])
-    assert f"{tested['localization_error']:.2f}" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"data__image_size": 129}, "data.image_size=129.*of scenes ≤ 128"),
-        ({"detection__network": "fpn"}, "detection.network='fpn': expected one of rpn"),
+        ({"detection__network": "fpn"}, "detection.network='fpn': expected one of rpn, rcnn"),
+        ({"detection__network": "rcnn"}, "proposals_from='': expected the workdir"),
+        ({"detection__proposals_from": "x"}, "proposals_from='x': .* none with rpn"),
+        ({"dataset": "scenes"}, "dataset=scenes: expected single_scenes"),
+        ({"eval__image_size": 129}, "eval.image_size=129: expected at most 128"),
+        ({"eval__protocol": "10crop"}, "10crop.*with task=localization"),
+        ({"eval__refine_boxes": True}, "refine_boxes=True: expected False"),
         ({"detection__masks": True}, "no masks"),
         ({"detection__anchors": ()}, "sides from 1 pixel on"),
         ({"data__resident": False}, "data.resident=False: expected True"),
