@@ -8,17 +8,16 @@ arguments, and their derivatives are one another, to any order.
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
 
 from errors import UserError
+from models.ops.primitive import primitive
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -187,6 +186,8 @@ def _kernel_gradient_cpu(x, dy, *, image, size, strides, dilation, groups):
     if size == groups == 1:  # a product of matrices
         x = x[:, ::strides, ::strides].reshape(-1, x.shape[3])
         return jnp.tensordot(x, dy.reshape(-1, dy.shape[3]), (0, 0))[None, None]
+    if groups == strides == 1:
+        return _kernel_gradient_of_shifts(x, dy, size, dilation)
     low = dilation * (size // 2)
     covered = [_span(out, strides) + dilation * (size - 1) for out in dy.shape[1:3]]
     # Examples take the place of channels, and dy that of the kernel; with groups, the examples of
@@ -204,6 +205,32 @@ def _kernel_gradient_cpu(x, dy, *, image, size, strides, dilation, groups):
         feature_group_count=groups,
     )
     return gradient.transpose(1, 2, 0, 3)
+
+
+def _kernel_gradient_of_shifts(x, dy, size, dilation):
+    """One product of matrices: x shifted along its rows by dy shifted along its columns.
+
+    A pair of shifts is one position of the kernel, so `size` copies of each array are enough.
+    """
+    reach = dilation * (size // 2)
+    shifts = range(-reach, reach + 1, dilation)
+    x, dy = _shifted(x, 2, [-i for i in shifts]), _shifted(dy, 1, shifts)
+    parts = 2 - x.shape[0] % 2  # XLA:CPU does not share the sum of one product between cores
+    x, dy = (a.reshape(parts, -1, a.shape[3]) for a in lax.optimization_barrier((x, dy)))
+    product = jnp.einsum("gpi,gpo->gio", x, dy).sum(0)
+    return product.reshape(size, -1, size, product.shape[1] // size).transpose(2, 0, 1, 3)
+
+
+def _shifted(x, axis, shifts):
+    """Copies of x, each shifted along an axis by that many positions, beside each other."""
+    channels = x.shape[3]
+    placed = []  # XLA:CPU writes a sum of zero-padded copies several times faster than their union
+    for i, shift in enumerate(shifts):
+        edges = [(0, 0, 0)] * 4
+        edges[axis] = (shift, -shift, 0)
+        edges[3] = (i * channels, (len(shifts) - 1 - i) * channels, 0)
+        placed.append(lax.pad(x, jnp.zeros((), x.dtype), edges))
+    return sum(placed)
 
 
 # For CUDA: a 1×1 kernel with strides is one without, over the pixels that it takes. XLA's own would
@@ -244,31 +271,11 @@ def _span(count, strides):
     return strides * (count - 1) + 1
 
 
-def _primitive(name, default, **forms):
-    def shape(x, y, **geometry):
-        plain = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, y))
-        out = jax.eval_shape(partial(default, **geometry), *plain)
-        return x.update(shape=out.shape, dtype=out.dtype)
-
-    def vmapped(arguments, axes, **geometry):
-        return jax.vmap(partial(default, **geometry), in_axes=axes)(*arguments), 0
-
-    primitive = Primitive(name)
-    primitive.def_impl(default)
-    primitive.def_abstract_eval(shape)
-    batching.primitive_batchers[primitive] = vmapped
-    mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=False))
-    for platform, form in forms.items():
-        rule = mlir.lower_fun(form, multiple_results=False)
-        mlir.register_lowering(primitive, rule, platform=platform)
-    return primitive
-
-
-_conv_p = _primitive("conv", _conv, cuda=_conv_cuda)
-_input_p = _primitive(
+_conv_p = primitive("conv", _conv, cuda=_conv_cuda)
+_input_p = primitive(
     "conv_input_gradient", _input_gradient, cpu=_input_gradient_cpu, cuda=_input_gradient_cuda
 )
-_kernel_p = _primitive(
+_kernel_p = primitive(
     "conv_kernel_gradient", _kernel_gradient, cpu=_kernel_gradient_cpu, cuda=_kernel_gradient_cuda
 )
 
