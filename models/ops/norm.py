@@ -67,7 +67,8 @@ class BatchNorm(nn.BatchNorm):
 def _moments(x):
     """Means of x and of x², `[…, batch, height, width, channels]`, float32: `[2, …, channels]`."""
     x = x.astype(jnp.float32)
-    return jnp.stack([_sum_p.bind(x), _sum_p.bind(jnp.square(x))]) / math.prod(x.shape[-4:-1])
+    n = math.prod(x.shape[-4:-1])
+    return jnp.stack([_sum_p.bind(x) / n, _sum_p.bind(jnp.square(x)) / n])
 
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
