@@ -2,6 +2,7 @@
 
     python main.py --config=configs/digits.py
     python main.py --config=configs/resnet50.py --config.model.shortcut=C --workdir=runs/r50c
+    python main.py --config=configs/resnet50.py --mode=summary
     python main.py --mode=evaluate --workdir=runs/r50c
     python main.py --mode=runs FOLDER --html
 
@@ -31,15 +32,12 @@ flags.DEFINE_bool("help", False, "Show this text.", FLAGS)
 flags.DEFINE_string("config", "", "Recipe: FILE or FILE:ARGUMENT, e.g. configs/resnet50.py.", FLAGS)
 flags.DEFINE_string("workdir", "", "Folder of the run; by default a name under runs/.", FLAGS)
 flags.DEFINE_enum(
-    *("mode", "train", ("train", "evaluate", "summary", "runs")),
-    *("train (and test), evaluate a workdir, print a network's summary, or list runs.", FLAGS),
+    "mode", "train", ["train", "evaluate", "summary", "runs"], "What to do; see above.", FLAGS
 )
 flags.DEFINE_string("coordinator_address", "", "host:port of process 0, for several.", FLAGS)
 flags.DEFINE_integer("num_processes", 0, "Number of processes of the run.", flag_values=FLAGS)
 flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.", flag_values=FLAGS)
-flags.DEFINE_list(
-    *("local_device_ids", [], "GPUs of this host that this process takes, e.g. 0 or 0,1.", FLAGS)
-)
+flags.DEFINE_list("local_device_ids", [], "GPUs of this process, e.g. 0 or 0,1.", FLAGS)
 flags.DEFINE_integer(
     "join_seconds", 0, "How long all processes may take to come (0: 120).", 0, flag_values=FLAGS
 )
