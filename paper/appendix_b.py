@@ -18,7 +18,7 @@ from data.facts import SPLITS
 from input_pipeline import open_data
 from paper import numbers
 from run import command, result
-from run.mesh import make_mesh, replicate
+from run.mesh import make_mesh
 from testing import fitting
 from training import task
 
@@ -125,8 +125,7 @@ def measurer(
     def measure(runs: Sequence[Any], fields: Mapping[str, Any]) -> dict[str, Any]:
         asked = config.copy_and_resolve_references()
         asked.eval.update(fields)
-        model, variables = task.tested(asked, runs)
-        found = task.of(asked).measure(model, replicate(variables, mesh), data, args.split, mesh)
+        found = task.tested(asked, runs, data, mesh)
         print(f"{len(runs)} of {fields}: {task.of(asked).said(found)}", file=sys.stderr)
         return found
 

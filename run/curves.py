@@ -1,7 +1,10 @@
 """The plot of a run's curves."""
 
+from collections.abc import Callable
+from typing import Any
+
 from run import plotting
-from run.logs import TRAINING_IMAGES, read_lines
+from run.logs import TRAINING_IMAGES, error, read_lines
 from run.workdir import Workdir
 
 
@@ -19,17 +22,18 @@ def plot_curves(workdir: Workdir) -> None:
     labels = {"train": f"training batches{words and f', {words}'}"}
     labels[TRAINING_IMAGES] = "training images as they are"
     figure, axes = plotting.pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")
-    panels = [("top1_error", "top-1 error (%)", 100), ("loss", "cross-entropy", 1)]
-    if workdir.read_config().task != "classification":
-        panels = [("error", "error (%)", 100), ("loss", "loss", 1)]
+    panels: list[tuple[str, float, Callable[[dict], Any]]] = [
+        ("error (%)", 100, error),
+        ("loss", 1, lambda line: line.get("loss")),
+    ]
     styles = {"train": ("C0", 1), "validation": ("C1", 2.5), "test": ("C3", 2.5)}
     styles[TRAINING_IMAGES] = ("C0", 2.5)
-    for axis, (name, title, unit) in zip(axes, panels, strict=True):
+    for axis, (title, unit, value) in zip(axes, panels, strict=True):
         for split, (colour, width) in styles.items():
             points = [
-                (line["step"], unit * line[name])
+                (line["step"], unit * found)
                 for line in lines
-                if line.get("split") == split and name in line
+                if line.get("split") == split and (found := value(line)) is not None
             ]
             if points:
                 marker, label = "o" if len(points) == 1 else None, labels.get(split, split)

@@ -1,6 +1,7 @@
 """Classification, the first task: one label of each image (`training.task.Task`)."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +22,8 @@ from errors import UserError
 from run.compare import differences
 from run.mesh import positions
 from run.workdir import Workdir
-from testing import scores
+from testing import passes, precise_bn, scores
+from testing.opened_run import OpenedRun
 
 LOG = logging.getLogger("residual")
 
@@ -163,6 +165,16 @@ def example_losses(optim: ConfigDict, logits: jax.Array, targets: jax.Array) -> 
 measure = scores.measure
 
 
+def tested(config: ConfigDict, runs: Sequence[OpenedRun], data: Any, mesh: Mesh) -> dict[str, Any]:
+    """What `config.eval` asks of opened runs, whose probabilities are averaged (section 4.1)."""
+    split, views = config.eval.split, passes.of(config, data, runs)
+    if config.eval.precise_bn:
+        runs = [precise_bn.apply(one, config, data, mesh) for one in runs]
+    networks = [scores.Network(one.model, one.variables, one.facts.normalization) for one in runs]
+    result = scores.score(networks, views, mesh, total=data.split_size(split))
+    return data.corrupt.beside(result, split) | {"accuracy": 1 - result["top1_error"]}
+
+
 def conclude(
     result: dict[str, Any],
     model: nn.Module,
@@ -178,5 +190,8 @@ def conclude(
 
 def said(result: dict[str, Any]) -> str:
     """A result in words."""
-    error = 100 * result["top1_error"]
-    return f"accuracy {100 - error:.2f} % (top-1 error {error:.2f} %, {result['images']} images)"
+    error, error5 = 100 * result["top1_error"], 100 * result["top5_error"]
+    return (
+        f"accuracy {100 - error:.2f} % (top-1 error {error:.2f} %, top-5 error {error5:.2f} %, "
+        f"loss {result['loss']:.4f}, {result['images']} images)"
+    )

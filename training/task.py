@@ -16,6 +16,7 @@ from data.facts import Facts
 from data.feed import Batch
 from data.normalization import Normalization
 from errors import UserError
+from run.mesh import replicate
 from run.workdir import Workdir
 
 
@@ -88,8 +89,20 @@ class Task(Protocol):
         """A result in words."""
 
 
-def tested(config: ConfigDict, runs: Sequence[Any]) -> tuple[Any, Any]:
-    """What `config.eval` asks to test, of opened runs: a network for `measure`, its variables."""
+def tested(config: ConfigDict, runs: Sequence[Any], data: Any, mesh: Mesh) -> dict[str, Any]:
+    """What `measure` says of opened runs, on the split and as `config.eval` asks."""
+    from training import classification
+
+    if config.task == "classification":
+        return classification.tested(config, runs, data, mesh)
+    e, (model, variables) = config.eval, _as_one(config, runs)
+    result = of(config).measure(model, replicate(variables, mesh), data, e.split, mesh)
+    asked = {"crop": e.image_size, "classes_from": list(e.classes_from)}
+    return result | {"refine_boxes": e.refine_boxes} | asked
+
+
+def _as_one(config, runs):
+    """A network for `measure` that is all of the runs, and its variables."""
     if config.task == "detection":
         from detection import boosted
 
@@ -121,7 +134,25 @@ def opened(folder: str, learned: str) -> Any:
     config = Workdir(folder).read_config()
     if config.task != learned:
         raise UserError(f"{folder}: this run has learned {config.task}; expected {learned}.")
-    return opened_run.load(folder, task=None if learned == "classification" else of(config))
+    return opened_run.load(folder, task=_besides_classification(config))
+
+
+def from_weight_file(config: ConfigDict, facts: Facts) -> Any:
+    """`config.init_from`, opened as `testing.opened_run.from_weight_file` opens it.
+
+    Raises:
+      UserError: its classes are not those of the data, or see there.
+    """
+    from testing import opened_run
+    from training import classification
+
+    if config.task == "classification":
+        classification.check_labels(config, facts)
+    return opened_run.from_weight_file(config, facts, _besides_classification(config))
+
+
+def _besides_classification(config):
+    return None if config.task == "classification" else of(config)
 
 
 def of(config: ConfigDict) -> Task:
