@@ -220,6 +220,24 @@ def _classified(network: OpenedRun, paths: Sequence[Path], flags: Any) -> Iterat
         yield entry
 
 
+def _of_runs(config: ConfigDict, flags: Any) -> "Network":
+    """The network of a workdir that does not classify; of a detector as appendix B tests it."""
+    from detection import boosted
+    from detection.network import of_run
+    from testing.fitting import check_fits
+    from training import task
+
+    config.eval.update(refine_boxes=flags.refine_boxes, ensemble=tuple(flags.ensemble))
+    config.eval.update(protocol="multiscale" if flags.scales else "center", scales=flags.scales)
+    task.of(config).check(config)
+    folders = flags.workdir, *flags.ensemble
+    runs = [task.opened(folder, config.task, flags.which) for folder in folders]
+    for one in runs:
+        check_fits(one, runs[0], runs[0].facts)
+    model, variables = boosted.of(config, runs)
+    return of_run(runs[0])._replace(model=model, variables=variables)
+
+
 def _detected(network: "Network", paths: Sequence[Path], flags: Any) -> Iterator[dict[str, Any]]:
     """What is found in each image; writes pictures of it."""
     from detection.report import described
@@ -254,6 +272,10 @@ def _json(entries: list[dict[str, Any]]) -> str:
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
+def _sides(text: str) -> tuple[int, ...]:
+    return tuple(map(command.positive, text.split(",")))
+
+
 def main(argv: Sequence[str] | None) -> int:
     """Runs the command; returns the exit status: 1 when an image could not be read."""
     parser = command.Parser("python predict.py", __doc__)
@@ -270,31 +292,37 @@ def main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--cam_dir", default="", help="where (WORKDIR/cam, or cam)")
     parser.add_argument("--picture_dir", default="detected", help="where detectors draw (detected)")
     parser.add_argument("--min_score", type=command.share, default=0.5, help="objects' (0.5)")
+    parser.add_argument("--refine_boxes", action="store_true", help="detectors: appendix B's")
+    sides = "detectors: shorter sides of the image in testing, e.g. 600,800"
+    parser.add_argument("--scales", type=_sides, default=(), help=sides)
+    others = "detectors: a further workdir that is asked, too; can be repeated"
+    parser.add_argument("--ensemble", action="append", default=[], help=others)
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
     flags = parser.parse_args(argv)
     paths = find_images(flags.images)
-    found = None
+    found, file, boosts = None, None, flags.refine_boxes or flags.scales or flags.ensemble
     if flags.weights:
-        from detection.network import open_weights  # imports the readers of foreign files
+        import weights  # the readers of foreign files
+        from detection.network import open_weights
 
-        found = open_weights(flags.weights)
+        file = weights.opened(flags.weights)
+        found = open_weights(file)
     elif (config := Workdir(flags.workdir).read_config()).task != "classification":
-        from detection.network import of_run
-        from training import task
-
-        found = of_run(load(flags.workdir, flags.which, task.of(config))), ""
+        found, boosts = (_of_runs(config, flags), ""), False
+    if boosts:
+        raise UserError(
+            "--refine_boxes, --scales and --ensemble are of testing a detector that was trained "
+            "here (--workdir); leave them."
+        )
     of_image: Iterator[dict[str, Any]]
     if found:
         detector, said = found
         if flags.cam:
             raise UserError("--cam: a detector or segmenter has no class activation map; leave it.")
         of_image = _detected(detector, paths, flags)
-    elif flags.weights:
-        network, said = weights_alone(flags.weights)
-        of_image = _classified(network, paths, flags)
     else:
-        said = ""
-        of_image = _classified(load(flags.workdir, which=flags.which), paths, flags)
+        network, said = weights_alone(file) if file else (load(flags.workdir, flags.which), "")
+        of_image = _classified(network, paths, flags)
     if said:
         print(command.printable(said), file=sys.stderr if flags.json else sys.stdout)
     entries, failed = [], 0

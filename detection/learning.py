@@ -22,6 +22,7 @@ from detection.losses import Loss
 from detection.losses import learned as learned_of
 from errors import UserError
 from models.padded import inside
+from models.scanned import stack_blocks, unstack_blocks
 from run import files
 from run.mesh import DATA_AXIS, compiled_by_rows, local_rows, positions
 from run.progress import tqdm
@@ -47,7 +48,8 @@ def load(config: ConfigDict, facts: Facts, variables: Any) -> Any:
             f"{path}: its images are normalised with {normalization}'s constants; expected weights "
             "of torchvision's or timm's, since detectors and segmenters here take imagenet's."
         )
-    if found := weights.detector(path):
+    file = weights.opened(path)
+    if found := weights.detector(file):
         count = found.fields["num_classes"]
         other = count != facts.num_classes and f"{count} classes with the background"
         if found.label_names and tuple(found.label_names) != facts.label_names:
@@ -58,14 +60,15 @@ def load(config: ConfigDict, facts: Facts, variables: Any) -> Any:
                 f"({', '.join(facts.label_names[:5])}, …). Give the weights of a classifier, whose "
                 "backbone is taken, or of a network of these classes."
             )
-        return weights.load_detector(found, variables)
+        loaded = weights.load_detector(found, jax.eval_shape(unstack_blocks, variables))
+        return stack_blocks(loaded) if config.model.scan_blocks else loaded
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables)):
         raise UserError(
             f"{path}: holds no detector or segmenter that could be tested; give the weights of one."
         )
     template = {kind: dict(tree["backbone"]) for kind, tree in variables.items()}
     template["params"]["head"] = {"kernel": np.zeros((1, 1)), "bias": np.zeros(1)}
-    backbone, notes = weights.load_weights(path, config.model, template, replace_head=True)
+    backbone, notes = weights.load_weights(file, config.model, template, replace_head=True)
     for note in notes:
         LOG.info(note)
     del backbone["params"]["head"]

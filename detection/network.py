@@ -60,7 +60,9 @@ class Objects(NamedTuple):
     masks: np.ndarray | None = None
 
 
-def open_weights(path: str, shorter: int = 0, longer: int = 0) -> tuple[Network, str] | None:
+def open_weights(
+    path: weights.Given, shorter: int = 0, longer: int = 0
+) -> tuple[Network, str] | None:
     """Opens a file of torchvision's detectors or segmenters; None if it holds none.
 
     Args:

@@ -20,12 +20,12 @@ def check(runs: Sequence[OpenedRun], data: Any, config: ConfigDict) -> None:
       config: what to test on (`data`, `eval`).
     """
     for one in runs:
-        _check_fits(one, runs[0], data.facts)
+        check_fits(one, runs[0], data.facts)
         _check_unchanged(one, data, config)
 
 
-def _check_fits(one, first, facts):
-    """Raises UserError unless the data has the classes and channels of an opened run."""
+def check_fits(one: OpenedRun, first: OpenedRun, facts: Facts) -> None:
+    """Raises UserError unless an opened run has the classes and channels of the data."""
     if one.facts.label_names != first.facts.label_names:
         raise UserError(
             f"{one.workdir} was trained on {_classes(one.facts)}, {first.workdir} on "

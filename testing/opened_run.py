@@ -87,13 +87,16 @@ def load(workdir: str, which: str = "last", task: Any = None) -> OpenedRun:
     return OpenedRun(str(workdir), config, facts, model, variables.get("ema", variables), step)
 
 
-def from_weight_file(config: ConfigDict, facts: Facts, task: Any = None) -> OpenedRun:
+def from_weight_file(
+    config: ConfigDict, facts: Facts, task: Any = None, file: Any = None
+) -> OpenedRun:
     """Opens `config.init_from`, weights from elsewhere, as the network of `config.model`.
 
     Args:
       config: what `training.start.adopted` returns.
       facts: of the data that `config` opens.
       task: as in `load`.
+      file: the weight file, if `weights.opened` has opened it.
 
     Raises:
       UserError: the file cannot be read or does not fit the network or the number of classes.
@@ -104,17 +107,17 @@ def from_weight_file(config: ConfigDict, facts: Facts, task: Any = None) -> Open
         return OpenedRun(config.init_from, config, facts, model, variables, 0)
     import weights  # readers of foreign files
 
-    variables, notes = weights.load_weights(config.init_from, config.model, template)
+    variables, notes = weights.load_weights(file or config.init_from, config.model, template)
     for note in notes:
         LOG.info(note)
     return OpenedRun(config.init_from, config, facts, model, variables, 0)
 
 
-def weights_alone(path: str) -> tuple[OpenedRun, str]:
+def weights_alone(path: Any) -> tuple[OpenedRun, str]:
     """Opens a weight file without a workdir: what its arrays do not say follows from its origin.
 
     Args:
-      path: a file, a folder or 'FILE#PART', as `weights.load_weights` takes them.
+      path: as `weights.load_weights` takes it.
 
     Returns:
       The network, and a sentence that says what was taken to be so.
@@ -124,7 +127,8 @@ def weights_alone(path: str) -> tuple[OpenedRun, str]:
     """
     import weights
 
-    found = weights.describe(path)
+    file = weights.opened(path)
+    found, path = weights.describe(file), file.given
     config = base.base()
     config.init_from = path
     config.model.update(found.model)
@@ -146,14 +150,16 @@ def weights_alone(path: str) -> tuple[OpenedRun, str]:
     )
     if found.assumed:
         said += f". Assumed, since the file does not say it: {' and '.join(found.assumed)}"
-    return from_weight_file(config, facts), f"{said}."
+    return from_weight_file(config, facts, file=file), f"{said}."
 
 
 def _network(config, facts, task=None):
     """The network with its blocks one by one, and the shapes of its variables."""
+    config = config.copy_and_resolve_references()
+    config.model.update(scan_blocks=False, remat="none")
     if task is not None:
         model, key = task.create(config, facts), jax.random.key(0)
         return model, jax.eval_shape(lambda: task.init(model, key, facts.image_shape))
-    model = models.create(config.model, facts.num_classes).clone(scan_blocks=False, remat="none")
+    model = models.create(config.model, facts.num_classes)
     image = jnp.zeros((1, *facts.image_shape))
     return model, jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))

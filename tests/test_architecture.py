@@ -33,7 +33,7 @@ ALLOWED = {  # room → rooms that it may import; `errors` may be imported by al
     "evaluate": {"input_pipeline", "data", "run", "testing", "training"},
     "train": {"input_pipeline", "models", "data", "run", "training"},
     "residual_networks": {"models", "weights", "data"},
-    "predict": {"detection", "models", "data", "run", "testing", "training"},
+    "predict": {"detection", "models", "data", "run", "testing", "training", "weights"},
     "export": {"run", "testing", "weights"},
     "prepare_data": {"data", "run"},
     "main": {"configs", "evaluate", "input_pipeline", "models", "run", "train", "training"},

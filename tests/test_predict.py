@@ -15,6 +15,7 @@ from PIL import Image
 
 import export
 import predict
+import weights
 from data import small_sets, transforms
 from data.normalization import normalize
 from errors import UserError
@@ -151,7 +152,7 @@ def test_table_and_overlays(run, tmp_path, capsys):
     assert Image.open(written).size == (224, 224)
 
 
-def test_a_weight_file_predicts_as_its_run_does(run, tmp_path, capsys):
+def test_a_weight_file_predicts_as_its_run_does(run, tmp_path, capsys, monkeypatch):
     workdir, folder, _ = run
     path = tmp_path / "m.safetensors"
     export.export(opened_run.load(workdir), "safetensors", path)
@@ -160,8 +161,17 @@ def test_a_weight_file_predicts_as_its_run_does(run, tmp_path, capsys):
     assert "ResNet-8 of export.py" in said and "central crop 8" in said
     assert predict.main([f"--workdir={workdir}", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(alone)
+    read, times = weights.read_safetensors, []
+    monkeypatch.setattr(weights, "read_safetensors", lambda path: times.append(path) or read(path))
     assert predict.main([f"--weights={path}", str(folder / "a0.png")]) == 0
+    assert times == [path]
     assert capsys.readouterr().out.startswith(str(path))
+
+
+def test_what_only_detectors_do_is_refused(run):
+    for option in ("--refine_boxes", "--scales=8,16", f"--ensemble={run[0]}"):
+        with pytest.raises(UserError, match="--ensemble are of testing a detector"):
+            predict.main([f"--workdir={run[0]}", str(run[1] / "a0.png"), option])
 
 
 def test_control_characters_of_names_are_escaped(run, tmp_path, capsys):

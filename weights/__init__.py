@@ -24,10 +24,32 @@ from weights.files import Tensor, read_safetensors, read_torch
 from weights.origins import CAFFE, KERAS, TORCHVISION, Conventions, Description, exported
 
 __all__ = ["Conventions", "Description", "conventions", "describe", "detector", "load_detector"]
-__all__ += ["load_weights"]
+__all__ += ["load_weights", "opened"]
 
 TORCH_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
-SUFFIXES = (*TORCH_SUFFIXES, ".h5", ".hdf5", ".keras", ".caffemodel")
+KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
+SUFFIXES = (*TORCH_SUFFIXES, *KERAS_SUFFIXES, ".caffemodel")
+
+
+class Opened(NamedTuple):
+    """A weight file, read, before anybody asks which network it holds.
+
+    Attributes:
+      given: as it was named.
+      path: of the file that was read, which may lie in the folder that was given.
+      part: the one of several networks that was named.
+      tree: what the file holds.
+      metadata: of a safetensors file.
+    """
+
+    given: str
+    path: Path
+    part: str
+    tree: Any
+    metadata: Mapping[str, str]
+
+
+Given = str | os.PathLike | Opened
 
 
 class _File(NamedTuple):
@@ -52,28 +74,46 @@ class _File(NamedTuple):
     theirs: Callable[[str], str] = str
 
 
-def _open(given: str | os.PathLike) -> _File:
-    path, part = _located(os.fspath(given))
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES and not path.name.endswith(huggingface.INDEX):
+def opened(given: Given) -> Opened:
+    """Reads a weight file once for all that asks for it; what is opened already comes back.
+
+    Args:
+      given: as `load_weights` takes it.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    if isinstance(given, Opened):
+        return given
+    given = os.fspath(given)
+    path, part = _located(given)
+    suffix, is_index = path.suffix.lower(), path.name.endswith(huggingface.INDEX)
+    if suffix not in SUFFIXES and not is_index:
         raise UserError(f"{path}: unknown kind of weight file; expected {', '.join(SUFFIXES)}.")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file. Nothing is downloaded; give a local one.")
     fit.check_name(path, telling_name(path))
     if suffix == ".caffemodel":
-        tensors = caffe.from_caffe(caffe.read_caffe(path))
-        return _File(str(path), tensors, "the authors' release", CAFFE)
-    if suffix in (".h5", ".hdf5", ".keras"):
-        return _File(str(path), keras.from_keras(keras.read_keras(path)), "Keras", KERAS)
-    return _open_torch(path, part)
+        return Opened(given, path, part, caffe.read_caffe(path), {})
+    if suffix in KERAS_SUFFIXES:
+        return Opened(given, path, part, keras.read_keras(path), {})
+    if is_index:
+        return Opened(given, path, part, huggingface.read_shards(path, _read), {})
+    return Opened(given, path, part, *_read(path))
 
 
-def _open_torch(path: Path, part: str) -> _File:
-    metadata: dict[str, str] = {}
-    if path.name.endswith(huggingface.INDEX):
-        tree: Any = huggingface.read_shards(path, _read)
-    else:
-        tree, metadata = _read(path)
+def _open(given: Given) -> _File:
+    file = opened(given)
+    suffix = file.path.suffix.lower()
+    if suffix == ".caffemodel":
+        return _File(str(file.path), caffe.from_caffe(file.tree), "the authors' release", CAFFE)
+    if suffix in KERAS_SUFFIXES:
+        return _File(str(file.path), keras.from_keras(file.tree), "Keras", KERAS)
+    return _open_torch(file)
+
+
+def _open_torch(file: Opened) -> _File:
+    _, path, part, tree, metadata = file
     fit.check_name(path, checkpoints.architecture(tree))
     arrays, notes = checkpoints.state_dict(tree, path, part)
     origin, known = "torchvision or timm", TORCHVISION
@@ -122,7 +162,7 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
 
 
 def load_weights(
-    path: str | os.PathLike,
+    path: Given,
     model_config: Mapping[str, Any],
     variables_template: Mapping[str, Any],
     *,
@@ -134,7 +174,7 @@ def load_weights(
       path: `.safetensors`, `.pth`, `.pt`, `.bin`, `.tar`, `.ckpt` (torchvision's, timm's or Hugging
         Face's names, alone or in a training checkpoint), `.h5`, `.keras` (Keras'
         ResNet50/101/152), `.caffemodel` (the authors' release), or the folder of one of these.
-        'FILE#PART' names one network of a checkpoint that has several.
+        'FILE#PART' names one network of a checkpoint that has several. Or what `opened` returned.
       model_config: fields of the network, e.g. `config.model`; compared with what the file's origin
         is known to have been trained with.
       variables_template: the network's variables, `{'params': …, 'batch_stats': …}`; a replaced
@@ -166,7 +206,7 @@ def load_weights(
     return variables, notes + file.conventions.notes(model_config)
 
 
-def conventions(path: str | os.PathLike) -> Conventions:
+def conventions(path: Given) -> Conventions:
     """What the origin of a weight file is known to have been trained with, as `Conventions`.
 
     Raises:
@@ -175,7 +215,7 @@ def conventions(path: str | os.PathLike) -> Conventions:
     return _open(path).conventions
 
 
-def describe(path: str | os.PathLike) -> Description:
+def describe(path: Given) -> Description:
     """What is needed to classify images with nothing but a weight file.
 
     Raises:
@@ -204,21 +244,20 @@ def describe(path: str | os.PathLike) -> Description:
     )
 
 
-def detector(path: str | os.PathLike) -> detectors.Detector | None:
+def detector(path: Given) -> detectors.Detector | None:
     """The detector or segmenter of torchvision that a file holds; None if it holds none.
 
     `load_detector` reads its arrays into the network that it describes.
 
     Args:
-      path: `.safetensors` or a file of `torch.save`, as `load_weights` takes them.
+      path: as `load_weights` takes it.
 
     Raises:
       UserError: the file cannot be read, or its heads are of a network that is not built here.
     """
-    file, part = _located(os.fspath(path))
-    if file.suffix.lower() not in TORCH_SUFFIXES or not file.is_file():
+    _, file, part, tree, metadata = opened(path)
+    if file.suffix.lower() not in TORCH_SUFFIXES:
         return None
-    tree, metadata = _read(file)
     found = detectors.find(tree, metadata, file, part)
     return found and found._replace(notes=found.notes + _nonfinite(found.path, found.arrays))
 

@@ -197,7 +197,8 @@ def test_a_classifier_is_no_detector(written, stored, tmp_path):
     body |= {"fc.weight": np.zeros((5, 64), np.float32), "fc.bias": np.zeros(5, np.float32)}
     write_safetensors(tmp_path / "resnet.safetensors", body, {})
     assert network.open_weights(str(tmp_path / "resnet.safetensors")) is None
-    assert network.open_weights(str(tmp_path / "absent.safetensors")) is None
+    with pytest.raises(UserError, match="absent.safetensors: there is no such file"):
+        network.open_weights(str(tmp_path / "absent.safetensors"))
 
 
 def test_frozen_statistics_get_no_epsilon(stored, written):
