@@ -229,6 +229,7 @@ FIELDS = {
     "detection.anchors": Field(
         (32, 64, 128, 256, 512), "their sides in pixels: one a level, or all on conv4"
     ),
+    "detection.ratios": Field((0.5, 1.0, 2.0), "of anchors, each height / width"),
     "detection.anchor_samples": Field(256, "anchors of an image to learn from", _COUNT),
     "detection.region_samples": Field(512, "regions of an image to learn from", _COUNT),
     "detection.candidates": Field(

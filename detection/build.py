@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import models
 from data.facts import Facts
 from detection import per_class
-from detection.anchors import FPN_SIZES
+from detection.anchors import FPN_SIZES, RATIOS
 from detection.c4 import C4
 from detection.faster_rcnn import FasterRCNN
 from detection.images import MULTIPLE
@@ -27,11 +27,13 @@ OFF: dict[str, Any] = {
     **{"augment.kind": "none", "augment.policy": "none", "augment.pca_noise": 0.0},
     **{"augment.mixup": 0.0, "augment.cutmix": 0.0, "augment.erase": 0.0, "augment.repeats": 1},
     **{"optim.loss": "softmax", "optim.label_smoothing": 0.0, "optim.train_only": "all"},
-    **{"optim.warmup_until_error": 0.0, "model.scan_blocks": False, "model.dtype": "float32"},
-    **{"data.normalization": "imagenet", "eval.precise_bn": False, "replace_head": False},
+    **{"optim.warmup_until_error": 0.0, "replace_head": False},
+    **{"data.normalization": "imagenet", "eval.precise_bn": False},
 }
 # What only detectors do; what they and localization do; what only the latter does.
-OF_DETECTORS: dict[str, Any] = {"eval.refine_boxes": False, "detection.context": False}
+OF_DETECTORS: dict[str, Any] = {
+    **{"eval.refine_boxes": False, "detection.context": False, "detection.ratios": RATIOS},
+}
 OF_BOTH: dict[str, Any] = {"eval.protocol": "center", "eval.ensemble": ()}
 OF_LOCALIZATION: dict[str, Any] = {"eval.classes_from": (), "detection.proposals_from": ""}
 
@@ -46,13 +48,20 @@ def check_detection(config: ConfigDict) -> None:
             f"expected stem imagenet or deep and output_stride {MULTIPLE}, since a detector needs "
             f"stages of strides 4 to {MULTIPLE}."
         )
-    _limits(config.detection)
+    d = config.detection
+    _limits(d)
+    if not d.ratios or min(d.ratios) <= 0:
+        raise UserError(
+            f"detection.ratios={d.ratios}: expected numbers above 0, each the height of anchors by "
+            "their width."
+        )
     _check_network(config)
 
 
 def check_localization(config: ConfigDict) -> None:
     """Raises UserError for a field that cannot work, or that localization would not heed."""
-    _check_shared(config, ("rpn", "rcnn"), OFF | OF_DETECTORS)
+    untried = {"model.scan_blocks": False, "model.dtype": "float32"}
+    _check_shared(config, ("rpn", "rcnn"), OFF | OF_DETECTORS | untried)
     _check_scales(config)
     _limits(config.detection)
     d, stem, side = config.detection, config.model.stem, config.data.image_size
@@ -167,6 +176,7 @@ def detector(config: ConfigDict, facts: Facts) -> FasterRCNN:
         "anchors": ANCHORS._replace(number=d.anchor_samples),
         "regions": REGIONS._replace(number=d.region_samples),
         "context": d.context,
+        "ratios": tuple(map(float, d.ratios)),
     }
     if d.network == "c4":
         return C4(**shared, sizes=len(d.anchors))

@@ -41,7 +41,7 @@ class C4(FasterRCNN):
 
     def setup(self) -> None:
         """Makes the layers beside the backbone."""
-        self.rpn = RPNHead(self.rpn_convs, self.sizes)
+        self.rpn = RPNHead(self.rpn_convs, self.sizes * len(self.ratios))
         self.box_head = Siblings(self.num_classes, self.context)
 
     def shared(
@@ -53,7 +53,7 @@ class C4(FasterRCNN):
             _, endpoints = self.backbone(images, train=False)
             shared = endpoints["stage3"]
             found = self.rpn([shared])
-        levels = located(found, own, padded, (FPN_SIZES[-self.sizes :],))
+        levels = located(found, own, padded, (FPN_SIZES[-self.sizes :],), self.ratios)
         # After a ReLU the zeros beyond an image are no maximum, as if the map ended there.
         return [jnp.where(own.inside(shared), shared, 0)], levels
 
@@ -80,7 +80,8 @@ class C4(FasterRCNN):
     def _conv5(self, pooled):
         """The mean over positions of what the backbone's last stage makes of regions."""
         own = {kind: tree["stage4"] for kind, tree in self.backbone.variables.items()}
-        return self.backbone.stage(4, parent=None).apply(own, pooled, train=False).mean((1, 2))
+        found = self.backbone.stage(4, parent=None).apply(own, pooled, train=False)
+        return found.astype(jnp.float32).mean((1, 2))
 
 
 def adjacent(pooled: Sequence[Array], sides: Sequence[Array]) -> Array:

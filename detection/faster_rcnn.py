@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from detection import boxes, nms, roi
+from detection.anchors import RATIOS
 from detection.heads import BoxHead, MaskHead
 from detection.losses import (
     Loss,
@@ -80,6 +81,7 @@ class FasterRCNN(nn.Module):
       mask_convs: `MaskHead`'s; 0: no masks.
       norm: BN instead of biases in the pyramid and the mask head.
       anchor_sizes: of each of the five levels, in pixels.
+      ratios: height / width of anchors.
       canonical_size: of a region that is pooled from the level of stride 16 (Lin et al. 2017,
         equation 1).
       limits, training_limits: of proposals in testing and in training.
@@ -98,6 +100,7 @@ class FasterRCNN(nn.Module):
     context: bool = False
     norm: bool = False
     anchor_sizes: tuple[tuple[float, ...], ...] = FPN
+    ratios: tuple[float, ...] = RATIOS
     canonical_size: int = 224
     limits: Limits = Limits()
     training_limits: Limits = Limits(before=2000, after=2000)
@@ -110,7 +113,7 @@ class FasterRCNN(nn.Module):
     def setup(self) -> None:
         """Makes the layers after the backbone."""
         self.fpn = FeaturePyramid(self.width, self.norm)
-        self.rpn = RPNHead(self.rpn_convs, len(self.anchor_sizes[0]))
+        self.rpn = RPNHead(self.rpn_convs, len(self.anchor_sizes[0]) * len(self.ratios))
         self.box_head: nn.Module = BoxHead(
             self.num_classes, self.hidden, self.box_convs, self.context
         )
@@ -213,7 +216,7 @@ class FasterRCNN(nn.Module):
             found = self.rpn(levels)
         # Regions end at the padded image's border, and so do torchvision's maps.
         maps = [own.continued(x) for x in levels[:4]]
-        return maps, located(found, own, padded, self.anchor_sizes)
+        return maps, located(found, own, padded, self.anchor_sizes, self.ratios)
 
     def _of_regions(self, maps, regions, train=False):
         """Logits and deltas of every class of the images' regions, which are `_with_whole`."""

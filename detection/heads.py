@@ -35,7 +35,7 @@ class BoxHead(nn.Module):
             x = Layer(x.shape[-1], 3, name=f"layer{i + 1}")(x, train)
         x = x.reshape(len(x), -1)
         for name in ("hidden",) if self.convs else ("hidden1", "hidden2"):
-            x = relu_of_norm(nn.Dense(self.hidden, name=name)(x))
+            x = relu_of_norm(nn.Dense(self.hidden, dtype=x.dtype, name=name)(x))
         return siblings(self.num_classes, x.reshape(*pooled.shape[:2], -1), self.context)
 
 
@@ -111,5 +111,5 @@ class Doubled(nn.Module):
         kernel = self.param("kernel", he_normal_fan_out, (2, 2, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         n, height, width, _ = x.shape
-        four = jnp.einsum("nhwi,yxio->nhywxo", x, kernel)
-        return four.reshape(n, 2 * height, 2 * width, -1) + bias[None, None, None]
+        four = jnp.einsum("nhwi,yxio->nhywxo", x, kernel.astype(x.dtype))
+        return four.reshape(n, 2 * height, 2 * width, -1) + bias.astype(x.dtype)[None, None, None]

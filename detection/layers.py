@@ -30,12 +30,19 @@ class Layer(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Maps `[batch, height, width, channels]` to `[batch, height, width, features]`.
 
-        With `train`, BN has the statistics of x, over all devices; otherwise running averages.
+        With `train`, BN has the statistics of x, over all devices; otherwise running averages. The
+        type of the computation is that of x.
         """
         shape = self.features, self.kernel_size, 1, self.dilation
-        x = conv(*shape, use_bias=not self.norm, kernel_init=self.kernel_init, name="conv")(x)
+        x = conv(
+            *shape,
+            use_bias=not self.norm,
+            dtype=x.dtype,
+            kernel_init=self.kernel_init,
+            name="conv",
+        )(x)
         if self.norm:
-            x = batch_norm(train, sync=True, frozen=False, dtype=jnp.float32, name="bn")(x)
+            x = batch_norm(train, sync=True, frozen=False, dtype=x.dtype, name="bn")(x)
         return relu_of_norm(x) if self.activation else x
 
 

@@ -37,16 +37,16 @@ class RPNHead(nn.Module):
 
     Attributes:
       convs: 3×3 layers before them.
-      sizes: of the anchors at every position, each of them with every ratio.
+      count: of the anchors at every position.
     """
 
     convs: int = 1
-    sizes: int = 1
+    count: int = len(anchors.RATIOS)
 
     @nn.compact
     def __call__(self, levels: Sequence[Array]) -> list[tuple[Array, Array]]:
         """For each level `[b, h, w, c]`: logits `[b, h, w, a]` and deltas `[b, h·w·a, 4]`."""
-        width, count = levels[0].shape[-1], self.sizes * len(anchors.RATIOS)
+        width, count = levels[0].shape[-1], self.count
         normal = nn.initializers.normal(0.01)  # Ren et al. 2015, section 3.1.3
         layers = [
             Layer(width, 3, norm=False, kernel_init=normal, name=f"layer{i + 1}")

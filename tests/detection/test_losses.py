@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from detection import losses, roi
 from detection.sampling import Sampling, balanced
 from detection.segmentation import FCNHead
+from models import scanned
 from tests.support import detection_losses as support
 from tests.support import detection_reference as reference
 
@@ -119,6 +120,25 @@ def test_parts_of_a_batch_add_up(detector):
     for name, (value, count) in whole.items():
         np.testing.assert_allclose(value, parts[0][name][0] + parts[1][name][0], rtol=1e-5)
         assert count == parts[0][name][1] + parts[1][name][1] > 0
+
+
+@pytest.mark.slow
+def test_bfloat16_with_blocks_in_a_loop_is_close(stored, detector, tmp_path, monkeypatch):
+    monkeypatch.setattr(scanned, "MIN_SCANNED_STAGE", 2)
+    net, variables, _ = support.opened(stored[1], "mask_rcnn", tmp_path)
+    net = net.clone(backbone=net.backbone.clone(dtype="bfloat16", scan_blocks=True))
+    variables = scanned.stack_blocks(variables)
+
+    def loss(params):
+        found = net.apply(variables | {"params": params}, *batch(), method="losses")
+        return sum(value for value, _ in found.values()), found
+
+    found, expected = jax.jit(loss)(variables["params"])[1], detector(*batch())[1]
+    for name, (value, count) in found.items():
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value / count, np.divide(*expected[name]), rtol=0.05)
+    gradients, _ = jax.eval_shape(jax.grad(loss, has_aux=True), variables["params"])
+    assert {x.dtype for x in jax.tree.leaves(gradients)} == {np.dtype(np.float32)}
 
 
 def finite(found):

@@ -18,12 +18,12 @@ import train
 from configs import command_line
 from data.facts import Facts
 from data.normalization import CONSTANTS
-from detection import scenes
+from detection import network, scenes
 from detection import task as detection
 from detection.classes import COCO, VOC
 from errors import UserError
 from paper import appendix_b
-from run.checkpoint import Checkpoints
+from run.checkpoint import Checkpoints, flatten
 from run.mesh import make_mesh
 from run.workdir import Workdir
 from testing import opened_run
@@ -87,31 +87,12 @@ def test_a_run_says_what_it_has_learned(finished):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_to_the_same_bits(finished, tmp_path):
-    """Killed after step 3, of which there is a line and no checkpoint."""
-    folder = shutil.copytree(finished[0], tmp_path / "run")
-    shutil.rmtree(folder / "checkpoints" / "4")
-    text = (folder / "metrics.jsonl").read_text()
-    (folder / "metrics.jsonl").write_text("".join(text.splitlines(True)[:4]))
-    before = arrays(folder)
-    assert train.train(make_config(), folder)["AP"] == finished[1]["AP"]
-    assert (folder / "metrics.jsonl").read_text() == text
-    whole, again = arrays(finished[0]), arrays(folder)
-    assert whole.keys() == again.keys()
-    assert all(np.array_equal(whole[name], again[name]) for name in whole)
-    # What is frozen stays, also from weight decay.
-    moved = {name: not np.array_equal(before[name], again[name]) for name in again}
-    assert not moved["params.backbone.stem_conv.kernel"]
-    assert moved["params.backbone.stage1.block1.conv1.kernel"]
-
-
-@pytest.mark.slow
 def test_two_devices_learn_as_one(finished):
     """The first losses: samples, BN statistics and counts are those of the whole batch."""
     config, mesh = make_config(), make_mesh(jax.devices()[:1])
     data = input_pipeline.open_data(config, mesh)
     model = detection.create(config, data.facts)
-    params = train_step.create_state(config, model, data.facts.image_shape).evaluation_variables()
+    state = train_step.create_state(config, model, data.facts.image_shape)
 
     def losses(variables, order, feed):
         _, batch = data.draw(order, 0, feed)
@@ -121,10 +102,15 @@ def test_two_devices_learn_as_one(finished):
     alone = jax.shard_map(
         losses, mesh=mesh, in_specs=(P(), P(), data.feed_spec), out_specs=P(), check_vma=False
     )
-    sums = jax.jit(alone)(params, data.initial_order(), next(data.feed(0)))
+    sums = jax.jit(alone)(state.evaluation_variables(), data.initial_order(), next(data.feed(0)))
     line = lines(finished[0])[0]
     for name in detection.LOSSES:
         assert line[name] == pytest.approx(sums[name].item() / config.batch_size, rel=1e-4)
+    # What is frozen stays, also from weight decay.
+    before, after = flatten({"params": state.params}), arrays(finished[0])
+    for name, stays in (("stem_conv.kernel", True), ("stage1.block1.conv1.kernel", False)):
+        name = f"params.backbone.{name}"
+        assert np.array_equal(before[name], after[name]) == stays
 
 
 @pytest.mark.slow
@@ -139,7 +125,7 @@ def test_a_workdir_is_tested_and_predicts(finished, tmp_path, capsys):
     photo = tmp_path / "photo.png"
     Image.fromarray(scenes.load("test").images[0]).save(photo)
     words = [f"--workdir={folder}", str(photo), f"--picture_dir={tmp_path / 'out'}"]
-    assert predict.main([*words, "--min_score=0", "--json"]) == 0
+    assert predict.main([*words, "--min_score=0", "--json", "--refine_boxes"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     assert "detections" in entry and len(list((tmp_path / "out").iterdir())) == 1
     with pytest.raises(UserError, match="this run has learned detection"):
@@ -225,6 +211,10 @@ def test_weights_of_another_head(tmp_path):
             {"detection__network": "c4", "detection__anchors": (256, 512)},
             "model.frozen_bn=False: expected no masks, and frozen_bn=True",
         ),
+        (
+            {"detection__ratios": (1.0, 0.0)},
+            "detection.ratios=(1.0, 0.0): expected numbers above 0",
+        ),
         ({"detection__max_objects": 0}, "detection.max_objects=0: expected a number"),
         ({"detection__frozen_stages": 6}, "detection.frozen_stages=6"),
         ({"eval__protocol": "10crop"}, "eval.protocol='10crop': expected 'center'"),
@@ -240,6 +230,14 @@ def test_what_cannot_work_is_refused_by_name(fields, message):
         check(make_config(**fields), devices=2)
     assert message in str(error.value)
     check(make_config(), devices=2)
+
+
+def test_anchors_are_what_the_config_says():
+    config = make_config(detection__ratios=(1.0, 3.0), detection__anchors=(8, 9, 16, 32, 64))
+    model = detection.create(config, Facts("", VOC, (64, 64, 3), CONSTANTS["imagenet"], 0))
+    assert model.anchor_sizes == ((8,), (9,), (16,), (32,), (64,)) and model.ratios == (1, 3)
+    rpn = network.variable_shapes(model)["params"]["rpn"]
+    assert rpn["scores"]["kernel"].shape == (1, 1, 8, 2) and rpn["deltas"]["bias"].shape == (8,)
 
 
 PUBLISHED = {  # torchvision's numbers of parameters, without frozen normalisation's
