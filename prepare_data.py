@@ -4,6 +4,7 @@
     python prepare_data.py cifar10                       # downloads, where the network allows it
     python prepare_data.py cifar10 --from DIR            # DIR holds its archive, or cifar10.npz
     python prepare_data.py imagenet2012 --convert --from OLD_DATA_DIR   # TFRecord → array_record
+    python prepare_data.py coco                          # or voc: what to fetch, where to put it
 
 TensorFlow is not needed. An interrupted preparation is started again by the same command.
 """
@@ -43,6 +44,23 @@ DATA_SETS = {
     "fashion_mnist": ("fashion_mnist", {"train": 60_000, "test": 10_000}),
     "mnist": ("fashion_mnist", {"train": 60_000, "test": 10_000}),
 }
+# Sets of annotated images are read as they are unpacked: their archives, and what to do with them.
+UNPACKED = {
+    "coco": """
+  http://images.cocodataset.org/zips/train2017.zip
+  http://images.cocodataset.org/zips/val2017.zip
+  http://images.cocodataset.org/annotations/annotations_trainval2017.zip
+all of them in one folder DIR, so that it has train2017/, val2017/ and
+annotations/instances_train2017.json, then run
+  python main.py --config=configs/detection/coco_r50_fpn.py --config.dataset=coco:DIR""",
+    "voc": """
+  http://host.robots.ox.ac.uk/pascal/VOC/voc2007/VOCtrainval_06-Nov-2007.tar
+  http://host.robots.ox.ac.uk/pascal/VOC/voc2007/VOCtest_06-Nov-2007.tar
+  http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar
+all of them in one folder, so that VOCdevkit/VOC2007/ and VOCdevkit/VOC2012/ have Annotations/,
+ImageSets/ and JPEGImages/, then run
+  python main.py --config=configs/detection/voc_r101_c4.py --config.dataset=voc:VOCdevkit""",
+}
 IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 # sha256 of the decompressed IDX files. Debian's archives hold the original deflate streams under
@@ -77,8 +95,15 @@ def prepare(
       UserError: unknown name; archives that are missing, damaged or another data set's; no
         network.
     """
+    if said := UNPACKED.get(name.partition("/")[0]):
+        raise UserError(
+            f"{name} needs no preparation: its files are read as they are. Fetch and unpack{said} "
+            "--config.init_from=WEIGHTS\n(docs/detection.md)"
+        )
     if name not in DATA_SETS:
-        raise UserError(f"unknown data set {name!r}; expected one of {', '.join(DATA_SETS)}")
+        raise UserError(
+            f"unknown data set {name!r}; expected one of {', '.join((*DATA_SETS, *UNPACKED))}"
+        )
     import tensorflow_datasets as tfds  # seconds to import: not for --help
 
     from data import sources, tfds_hook
@@ -280,7 +305,7 @@ def _refuse_buckets(*folders: Path | None) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = command.Parser("python prepare_data.py", __doc__)
-    parser.add_argument("name", help=", ".join(DATA_SETS))
+    parser.add_argument("name", help=", ".join((*DATA_SETS, *UNPACKED)))
     source_help = "directory of the archives (with --convert: of the TFRecord files)"
     parser.add_argument("--from", dest="source", type=files.at, metavar="DIR", help=source_help)
     parser.add_argument("--data_dir", default="", help="where to write; default: TFDS's")

@@ -192,7 +192,7 @@ def _decompressed(text: str) -> list[int] | None:
     value = shift = 0
     for letter in text.encode():
         bits = letter - 48
-        if not 0 <= bits < 64:
+        if not 0 <= bits < 64 or shift > 60:
             return None
         value, shift = value | (bits & 31) << shift, shift + 5
         if not bits & 32:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data import keys, stream
+from data.facts import split_of
 from data.feed import Batch
 from data.streamed import Streamed
 from detection import batches, coco, ilsvrc, images, voc
@@ -88,10 +89,16 @@ class StreamedObjects(Streamed):
         """See `Streamed`.
 
         Raises:
-          UserError: it has other categories than the training split.
+          UserError: it has other categories than the training split, or no object in any image.
         """
         source = super().source(split)
         names = source.label_names
+        if len(source) and not self._pixels and not source.shapes[:, 2].any():
+            raise UserError(
+                f"{self._config.dataset}: none of the {len(source)} images of "
+                f"{split_of(self._config, split)[0]!r} has an object that counts; expected one "
+                "at least to learn from, or to test on."
+            )
         if split != "train" and names != self.source("train").label_names:
             other = sorted({*names} ^ {*self.source("train").label_names, "-"})[:10]
             raise UserError(

@@ -5,6 +5,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,12 +88,11 @@ def read_boxes(
       UserError: see `read`.
     """
     try:
-        root = ElementTree.fromstring(file.read_bytes())
-        height, width = (int(root.findtext(f"size/{side}", "")) for side in ("height", "width"))
+        root = ElementTree.XML(file.read_bytes(), ElementTree.XMLParser(target=_WithoutEntities()))
+        height, width = (int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
     except (OSError, ValueError, ElementTree.ParseError) as error:
         raise UserError(
-            f"{file} cannot be read as Pascal VOC's annotations of an image with its size: "
-            f"{first_line(error)}."
+            f"{file} cannot be read as Pascal VOC's annotations of an image: {first_line(error)}."
         ) from error
     checked_size((height, width), f"{file}", max_pixels)
     known = {name: label for label, name in enumerate(label_names) if label}
@@ -111,6 +111,13 @@ def read_boxes(
             raise UserError(f"{where}: difficult {difficult!r}: expected 0 or 1.")
         objects.append((box, known[named], difficult == "1", None))
     return (height, width), objects
+
+
+class _WithoutEntities(ElementTree.TreeBuilder):
+    """Refuses a file that could define entities, before the first is read: one may be endless."""
+
+    def doctype(self, *_: Any) -> None:
+        raise ValueError("it has a DOCTYPE, which such files have not")
 
 
 def _pixels(folder: Path, path: Path, name: str, max_pixels: int) -> Annotated:

@@ -243,6 +243,7 @@ def test_damaged_archives_are_user_errors(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["imagenet"], "unknown data set 'imagenet'"),
+        *[([name], "its files are read as they are") for name in ("coco", "voc/2007")],
         (["imagenet2012"], "https://image-net.org"),
         (["imagenet2012", "--from", "empty"], "lacks ILSVRC2012_img_train.tar"),
         (["cifar10", "--from", "empty"], "lacks cifar-10-binary.tar.gz"),
@@ -255,8 +256,7 @@ def test_wrong_commands_are_user_errors(arguments, message, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     assert run(*arguments, "--data_dir", tmp_path / "data") == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error
+    assert (error := capsys.readouterr().err).startswith("error: ") and message in error
 
 
 def test_no_network_is_said_at_once(tmp_path, monkeypatch, capsys):

@@ -125,13 +125,13 @@ def test_an_epoch_shows_each_image_at_most_once_and_mixes_few_canvases():
 
 
 def with_boxes(*boxes):
-    """The last image with these boxes, without masks."""
+    """The last image with these boxes, and the first with one; without masks."""
 
     def change(whole):
-        last = whole["images"][-1]["id"]
+        first, *_, last = (image["id"] for image in whole["images"])
         whole["annotations"] = [
-            {"id": i + 1, "image_id": last, "category_id": 1, "bbox": box, "iscrowd": 0}
-            for i, box in enumerate(boxes)
+            {"id": i + 1, "image_id": image, "category_id": 1, "bbox": box, "iscrowd": 0}
+            for i, (image, box) in enumerate([(first, [1, 2, 9, 9]), *((last, b) for b in boxes)])
         ]
 
     return change
@@ -147,11 +147,25 @@ def test_images_have_from_no_object_to_many(config, tmp_path, count):
     found = {}
     for batch in some(data.train_batches(0), 12):
         found |= dict(zip(batch["index"].tolist(), (batch["labels"] > 0).sum(1), strict=True))
-    assert found[6] == count and not any(found[i] for i in range(6))
+    assert [found[i] for i in range(7)] == [1, *[0] * 5, count]
     if count:
         config.detection.max_objects = count - 1
         with pytest.raises(UserError, match=r"max_objects=299: .*000006\.jpg has 300 objects"):
             open_data(config, make_mesh())
+
+
+def test_a_split_without_any_object_is_refused(config, tmp_path):
+    def change(whole):
+        whole["annotations"] = [one for one in whole["annotations"] if one["iscrowd"]]
+
+    root = annotated_sets.changed_coco(tmp_path, change)
+    annotated_sets.write_coco(root, ("val2017",))
+    config.dataset = f"coco:{root}"
+    with pytest.raises(UserError, match="none of the 7 images of 'train2017' has an object that"):
+        open_data(config, make_mesh())
+    config.data.update(train_split="val2017", test_split="train2017")
+    with pytest.raises(UserError, match="none of the 7 images of 'train2017'"):
+        open_data(config, make_mesh()).split_size("test")
 
 
 def test_boxes_beyond_the_edge_are_clipped_and_empty_ones_left_out(config, tmp_path):

@@ -48,6 +48,10 @@ def without(name):
         ),
         (field("segmentation", {"size": [30, 100], "counts": "0"}), "annotation 4 .*and 0 pix"),
         (field("segmentation", {"size": [30, 100], "counts": "é"}), "neither polygons nor run"),
+        (
+            field("segmentation", {"size": [30, 100], "counts": 99 * "o"}),
+            "neither polygons nor run",
+        ),
         (lambda whole: whole["images"][2].pop("height") and None, "image 2 .*height None"),
         (lambda whole: whole["images"][2].update(id=1000), "image 2 .*second image of id 1000"),
         (lambda whole: whole["images"][2].update(file_name="x.jpg"), "1 of its 7 images .*x.jpg"),
@@ -92,7 +96,7 @@ def test_voc_is_read_in_the_order_of_its_list(voc_root):
         (lambda root: setattr(root.find("object/bndbox/xmax"), "text", "?"), "four numbers"),
         (lambda root: setattr(root.find("object/bndbox/xmin"), "text", "900"), "ends before"),
         (lambda root: setattr(root.find("object/difficult"), "text", "2"), "difficult '2'"),
-        (lambda root: root.remove(root.find("size")), "annotations of an image with its size"),
+        (lambda root: root.remove(root.find("size")), "0×0 pixels; expected a width and a height"),
     ],
 )
 def test_what_is_wrong_in_vocs_files_is_named(tmp_path, change, said):
@@ -103,3 +107,13 @@ def test_what_is_wrong_in_vocs_files_is_named(tmp_path, change, said):
     tree.write(file)
     with pytest.raises(UserError, match=f"2007_000001.xml.*{said}"):
         voc.read(root, "train2007", False, PIXELS)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_entities_are_never_expanded(tmp_path, encoding):
+    file = tmp_path / "bomb.xml"
+    nested = "".join(f'<!ENTITY a{i + 1} "{10 * f"&a{i};"}">' for i in range(9))
+    text = f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE a [<!ENTITY a0 "x">{nested}]>'
+    file.write_bytes(f"{text}<annotation>&a9;</annotation>".encode(encoding))
+    with pytest.raises(UserError, match="bomb.xml.*DOCTYPE"):
+        voc.read_boxes(file, VOC, PIXELS)
