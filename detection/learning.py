@@ -66,12 +66,10 @@ def load(config: ConfigDict, facts: Facts, variables: Any) -> Any:
         raise UserError(
             f"{path}: holds no detector or segmenter that could be tested; give the weights of one."
         )
-    template = {kind: dict(tree["backbone"]) for kind, tree in variables.items()}
-    template["params"]["head"] = {"kernel": np.zeros((1, 1)), "bias": np.zeros(1)}
-    backbone, notes = weights.load_weights(file, config.model, template, replace_head=True)
+    template = {kind: tree["backbone"] for kind, tree in variables.items()}
+    backbone, notes = weights.load_weights(file, config.model, template)
     for note in notes:
         LOG.info(note)
-    del backbone["params"]["head"]
     LOG.info("%s: its backbone is taken; what detects begins with random weights.", path)
     return {kind: tree | {"backbone": backbone[kind]} for kind, tree in variables.items()}
 

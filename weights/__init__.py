@@ -178,7 +178,7 @@ def load_weights(
       model_config: fields of the network, e.g. `config.model`; compared with what the file's origin
         is known to have been trained with.
       variables_template: the network's variables, `{'params': …, 'batch_stats': …}`; a replaced
-        head is taken from it.
+        head is taken from it. Of one without a head, the file's is not looked at.
       replace_head: keep the template's head when the file's has another number of classes or is
         missing.
 
@@ -195,7 +195,9 @@ def load_weights(
     wanted = dict(sorted(wanted.items(), key=lambda item: not item[0].startswith("params")))
     found = dict(file.tensors)
     notes = list(file.notes)
-    if replace_head:
+    if "head" not in template["params"]:
+        found = {name: tensor for name, tensor in found.items() if name not in HEAD}
+    elif replace_head:
         notes += _use_template_head(file.path, found, wanted, template["params"]["head"])
     fit.check(file.path, found, wanted, file.theirs, model_config)
     arrays = {name: jnp.asarray(np.asarray(found[name].array, np.float32)) for name in wanted}

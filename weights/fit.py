@@ -114,7 +114,7 @@ def _advice(network, found, wanted, model_config):
         and (name != "shortcut" or model_config.get("residual", True))
     ]
     advice = [f"Set {', '.join(steps)}"] if steps else []
-    if not any(name in found for name in HEAD):
+    if HEAD[0] in wanted and not any(name in found for name in HEAD):
         advice.append("A file without a head needs replace_head=True")
     channels = [found[stem].array.shape[2], wanted[stem].shape[2]] if stem in found else []
     if len(set(channels)) > 1:

@@ -232,6 +232,7 @@ def test_what_cannot_work_is_refused_by_name(fields, message):
     check(make_config(), devices=2)
 
 
+@pytest.mark.slow
 def test_anchors_are_what_the_config_says():
     config = make_config(detection__ratios=(1.0, 3.0), detection__anchors=(8, 9, 16, 32, 64))
     model = detection.create(config, Facts("", VOC, (64, 64, 3), CONSTANTS["imagenet"], 0))
