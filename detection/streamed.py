@@ -91,7 +91,7 @@ class StreamedObjects(Streamed):
         Raises:
           UserError: it has other categories than the training split, or no object in any image.
         """
-        source = super().source(split)
+        source: Any = super().source(split)
         names = source.label_names
         if len(source) and not self._pixels and not source.shapes[:, 2].any():
             raise UserError(

@@ -123,7 +123,7 @@ def _namer(folder):
     return run, side / shorter_side(run.config, side)
 
 
-def opened(folder: str, learned: str) -> Any:
+def opened(folder: str, learned: str, which: str = "last") -> Any:
     """A finished run of a task, as `testing.opened_run.load` opens it.
 
     Raises:
@@ -134,7 +134,7 @@ def opened(folder: str, learned: str) -> Any:
     config = Workdir(folder).read_config()
     if config.task != learned:
         raise UserError(f"{folder}: this run has learned {config.task}; expected {learned}.")
-    return opened_run.load(folder, task=_besides_classification(config))
+    return opened_run.load(folder, which, _besides_classification(config))
 
 
 def from_weight_file(config: ConfigDict, facts: Facts) -> Any:
