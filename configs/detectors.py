@@ -45,12 +45,14 @@ def shortened(config: ConfigDict, words: set[str]) -> ConfigDict:
     return config
 
 
-def rcnn(config: ConfigDict, proposals: int) -> None:
+def rcnn(config: ConfigDict, proposals: int, of_an_image: int = 1) -> None:
     """R-CNN on so many proposals of a class (appendix C), instead of the network that proposes.
 
-    Of each image of a step one region, so that those of a step are all of different images.
+    Of each image of a step one region, so that those of a step are all of different images; more
+    where the pass that proposes them costs most of the time.
     """
-    config.detection.update(network="rcnn", region_samples=1, proposals=(proposals, proposals))
+    config.detection.update(network="rcnn", region_samples=of_an_image)
+    config.detection.proposals = (proposals, proposals)
 
 
 def coco_fpn(arg: str, masks: bool) -> ConfigDict:

@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if not tests:
                     continue
                 asked = fields | {"image_size": args.crop if "crop" in name else 0}
-                found = [[measure(test, asked)[n] for n in NAMES] for test in tests]
+                results = [measure(test, asked) for test in tests]
+                found = [[one[name] for name in NAMES] for one in results]
                 papers = _papers(own, five)
                 if together:
                     name += f", ensemble of {len(runs)}"

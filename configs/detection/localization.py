@@ -26,7 +26,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.detection.update(sides=(128,), longer=128, max_objects=1)
     config.eval.update(batch_size=50, scales=(112, 128, 144))
     if "rcnn" in words:
-        rcnn(config, proposals=20)
-        config.update(batch_size=64, num_steps=400)
+        rcnn(config, proposals=8, of_an_image=4)
+        config.update(num_steps=240)
+        config.optim.warmup_steps = 40
         config.data.image_size, config.eval.batch_size = 64, 20
     return shortened(config, words)
