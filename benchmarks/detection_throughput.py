@@ -62,7 +62,9 @@ def ours(name: str, path: str, sides: Sides, kind: str) -> Work:
         check_vma=False,
     )
     compiled = jax.jit(step, donate_argnums=0)
-    state = replicate(train_step.state_from(config, net.variables), mesh)
+    # Compiled: what is donated must not be the same zero twice.
+    start = jax.jit(functools.partial(train_step.state_from, config))(net.variables)
+    state = replicate(start, mesh)
     batch = jax.device_put(_row(sides, config.detection.masks))
 
     def learn() -> None:
@@ -86,7 +88,7 @@ def theirs(name: str, path: str, sides: Sides, kind: str, channels_last: bool) -
         model.to(memory_format=torch.channels_last)
 
     def shown(image: np.ndarray) -> list[Any]:
-        return [torch.from_numpy(image).permute(2, 0, 1).float() / 255]
+        return [torch.tensor(image).permute(2, 0, 1).float() / 255]
 
     if kind == "find":
         model.eval()
@@ -107,7 +109,7 @@ def theirs(name: str, path: str, sides: Sides, kind: str, channels_last: bool) -
     optimizer = torch.optim.SGD(learned, RATE, momentum=0.9, weight_decay=1e-4)
 
     def learn() -> None:
-        losses = model(shown(image), [{k: torch.from_numpy(v) for k, v in objects.items()}])
+        losses = model(shown(image), [{k: torch.tensor(v) for k, v in objects.items()}])
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()

@@ -106,7 +106,7 @@ def _first_kept(boxes, label, count, threshold, limit):
 
     def decide(state):
         start, number, kept = state
-        position = start + jnp.arange(BLOCK)
+        position = start + jnp.arange(BLOCK, dtype=jnp.int32)
         block, its_label = boxes[position], label[position]
 
         def suppresses(a, label_a):
@@ -120,7 +120,7 @@ def _first_kept(boxes, label, count, threshold, limit):
         first = position[jnp.argsort(~free)]  # stable: those that are kept, then the others
         after = jnp.arange(limit) - number  # the last of those that were kept
         kept = jnp.where(after < 0, kept, first[jnp.clip(after, 0, BLOCK - 1)])
-        return start + BLOCK, number + free.sum(), kept
+        return start + BLOCK, number + free.sum(dtype=jnp.int32), kept
 
     start = (jnp.int32(0), jnp.int32(0), jnp.zeros(limit, jnp.int32))
     _, number, kept = jax.lax.while_loop(undecided, decide, start)
