@@ -88,8 +88,8 @@ def test_validation_images_may_lie_flat_as_in_the_original(images):
         (f"<name>{SYNSETS[0]}", f"<name>{SYNSETS[1]}", f"no object of {SYNSETS[0]}, which .*JPEG"),
         ("<xmin>3</xmin>", "", "object 0: box .* expected four numbers"),
         ("<xmin>3</xmin>", "<xmin>300</xmin>", "object 0: .*ends before it begins"),
-        ("</annotation>", "", "annotations of an image with its size"),
-        ("<width>", "<breadth>", "annotations of an image with its size"),
+        ("</annotation>", "", "annotations of an image: "),
+        ("<width>", "<breadth>", "annotations of an image: "),
     ],
 )
 def test_boxes_that_do_not_fit_are_named(images, old, new, said):
