@@ -214,15 +214,18 @@ def segmenter(config: ConfigDict, facts: Facts) -> Segmenter:
     return Segmenter(_backbone(config), facts.num_classes, atrous, width, auxiliary=True)
 
 
-def _limits(d):
+def _limits(detection):
     """Of proposals in training and in testing."""
     for name in ("candidates", "proposals"):
-        if len(d[name]) != 2 or not all(n == int(n) >= 1 for n in d[name]):
+        if len(detection[name]) != 2 or not all(n == int(n) >= 1 for n in detection[name]):
             raise UserError(
-                f"detection.{name}={d[name]}: expected two whole numbers above 0, in training and "
-                "in testing."
+                f"detection.{name}={detection[name]}: expected two whole numbers above 0, in "
+                "training and in testing."
             )
-    return [Limits(int(n), int(after)) for n, after in zip(d.candidates, d.proposals, strict=True)]
+    return [
+        Limits(int(n), int(after))
+        for n, after in zip(detection.candidates, detection.proposals, strict=True)
+    ]
 
 
 def _backbone(config):
