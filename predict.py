@@ -222,7 +222,6 @@ def _classified(network: OpenedRun, paths: Sequence[Path], flags: Any) -> Iterat
 
 def _of_runs(config: ConfigDict, flags: Any) -> "Network":
     """The network of a workdir that does not classify; of a detector as appendix B tests it."""
-    from detection import boosted
     from detection.network import of_run
     from testing.fitting import check_fits
     from training import task
@@ -234,7 +233,7 @@ def _of_runs(config: ConfigDict, flags: Any) -> "Network":
     runs = [task.opened(folder, config.task, flags.which) for folder in folders]
     for one in runs:
         check_fits(one, runs[0], runs[0].facts)
-    model, variables = boosted.of(config, runs)
+    model, variables = task.as_one(config, runs)
     return of_run(runs[0])._replace(model=model, variables=variables)
 
 

@@ -26,8 +26,10 @@ from detection import network
 
 C4 = "c4_resnet101"
 DETECTORS = (
-    *("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"),
-    *("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"),
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
 )
 SEGMENTERS = ("fcn_resnet50", "deeplabv3_resnet50")
 KINDS = ("boxes", "scores", "labels", "masks", "logits")  # of what is found

@@ -18,19 +18,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from benchmarks import reports
 from benchmarks.detection_losses import CLASSES, made
 from benchmarks.detection_networks import photographs, torch_network
 from benchmarks.detection_parity import with_torch
-from benchmarks.whole_step import Contender, take_turns, timed
+from benchmarks.whole_step import Contender, jitted_step, take_turns, timed
 from configs.detectors import coco_fpn
 from data.normalization import CONSTANTS
 from detection import images, network
 from detection.batches import blank
-from run.mesh import DATA_AXIS, make_mesh, replicate
+from run.mesh import make_mesh, replicate
 from training import step as train_step
 
 HEAD = ("network", "what", "contender", "s an image", "processor s", "images/s", "ours / it")
@@ -54,14 +53,7 @@ def ours(name: str, path: str, sides: Sides, kind: str) -> Work:
     config.optim.learning_rate = RATE
     model = net.model.clone(backbone=net.model.backbone.clone(frozen_bn=True))
     mesh = make_mesh(jax.devices()[:1])
-    step = jax.shard_map(
-        train_step.make_train_step(config, model, CONSTANTS["imagenet"]),
-        mesh=mesh,
-        in_specs=(P(), P(DATA_AXIS)),
-        out_specs=P(),
-        check_vma=False,
-    )
-    compiled = jax.jit(step, donate_argnums=0)
+    compiled = jitted_step(config, model, CONSTANTS["imagenet"], mesh)
     # Compiled: what is donated must not be the same zero twice.
     start = jax.jit(functools.partial(train_step.state_from, config))(net.variables)
     state = replicate(start, mesh)

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
@@ -70,6 +70,24 @@ class Row(NamedTuple):
         config.model.update(fields)
         config.augment.update(kind="none", pca_noise=0.0)
         return config, size or (224 if imagenet else 32), 1000 if imagenet else 10
+
+
+def jitted_step(
+    config: ConfigDict,
+    model: nn.Module,
+    normalization: Normalization,
+    mesh: Mesh,
+    options: dict[str, str] | None = None,
+) -> Any:
+    """The train step `(state, batch) → state` over a mesh, with its state donated."""
+    step = jax.shard_map(
+        train_step.make_train_step(config, model, normalization),
+        mesh=mesh,
+        in_specs=(P(), P(DATA_AXIS)),
+        out_specs=P(),
+        check_vma=False,
+    )
+    return jax.jit(step, donate_argnums=0, compiler_options=options)
 
 
 class WholeStep:
@@ -133,14 +151,7 @@ class WholeStep:
     def trace(self) -> Any:
         """The step with its state donated: `jax.stages.Traced`."""
         normalization = Normalization(np.full(3, 127.5, np.float32), np.full(3, 64, np.float32))
-        step = jax.shard_map(
-            train_step.make_train_step(self._config, self._model, normalization),
-            mesh=self._mesh,
-            in_specs=(P(), P(DATA_AXIS)),
-            out_specs=P(),
-            check_vma=False,
-        )
-        jitted = jax.jit(step, donate_argnums=0, compiler_options=self._options)
+        jitted = jitted_step(self._config, self._model, normalization, self._mesh, self._options)
         return jitted.trace(self.state, self.batch)
 
     def lower(self) -> Any:

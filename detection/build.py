@@ -24,15 +24,26 @@ from errors import UserError
 CANONICAL = 7  # smallest anchors: side of a region that is pooled from stride 16; 224 of 32 pixels
 # What only classification does, and the value that switches it off.
 OFF: dict[str, Any] = {
-    **{"augment.kind": "none", "augment.policy": "none", "augment.pca_noise": 0.0},
-    **{"augment.mixup": 0.0, "augment.cutmix": 0.0, "augment.erase": 0.0, "augment.repeats": 1},
-    **{"optim.loss": "softmax", "optim.label_smoothing": 0.0, "optim.train_only": "all"},
-    **{"optim.warmup_until_error": 0.0, "replace_head": False},
-    **{"data.normalization": "imagenet", "eval.precise_bn": False},
+    "augment.kind": "none",
+    "augment.policy": "none",
+    "augment.pca_noise": 0.0,
+    "augment.mixup": 0.0,
+    "augment.cutmix": 0.0,
+    "augment.erase": 0.0,
+    "augment.repeats": 1,
+    "optim.loss": "softmax",
+    "optim.label_smoothing": 0.0,
+    "optim.train_only": "all",
+    "optim.warmup_until_error": 0.0,
+    "replace_head": False,
+    "data.normalization": "imagenet",
+    "eval.precise_bn": False,
 }
 # What only detectors do; what they and localization do; what only the latter does.
 OF_DETECTORS: dict[str, Any] = {
-    **{"eval.refine_boxes": False, "detection.context": False, "detection.ratios": RATIOS},
+    "eval.refine_boxes": False,
+    "detection.context": False,
+    "detection.ratios": RATIOS,
 }
 OF_BOTH: dict[str, Any] = {"eval.protocol": "center", "eval.ensemble": ()}
 OF_LOCALIZATION: dict[str, Any] = {"eval.classes_from": (), "detection.proposals_from": ""}

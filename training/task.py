@@ -95,14 +95,14 @@ def tested(config: ConfigDict, runs: Sequence[Any], data: Any, mesh: Mesh) -> di
 
     if config.task == "classification":
         return classification.tested(config, runs, data, mesh)
-    e, (model, variables) = config.eval, _as_one(config, runs)
+    e, (model, variables) = config.eval, as_one(config, runs)
     result = of(config).measure(model, replicate(variables, mesh), data, e.split, mesh)
     asked = {"crop": e.image_size, "classes_from": list(e.classes_from)}
     return result | {"refine_boxes": e.refine_boxes} | asked
 
 
-def _as_one(config, runs):
-    """A network for `measure` that is all of the runs, and its variables."""
+def as_one(config: ConfigDict, runs: Sequence[Any]) -> tuple[Any, Any]:
+    """A network for `measure` that is all of the opened runs, and its variables."""
     if config.task == "detection":
         from detection import boosted
 
