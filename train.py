@@ -85,7 +85,8 @@ def _train(config, folder, mesh):
         state, step, validated = _newest_state(config, model, facts, checkpoints, mesh)
         log = logs.RunLog(folder.path, step, tensorboard=config.tensorboard, write=first)
         stack.callback(log.close)
-        log.warn_of_gaps(start.logged_steps(config, data.split_size("validation"), step, validated))
+        held_out = data.split_size("validation")
+        log.warn_of_gaps(logs.logged_steps(config, step, held_out, validated))
         for line in log.earlier:
             data.corrupt.remember(line)
         warn_of_devices(config, log.devices_before, mesh.size)

@@ -50,14 +50,34 @@ KERAS = {
 }
 REFUSED = {
     "torchvision": (
-        *("densenet121", "regnet_y_400mf", "mobilenet_v2", "efficientnet_b0", "convnext_tiny"),
-        *("vgg11", "shufflenet_v2_x1_0"),
+        "densenet121",
+        "regnet_y_400mf",
+        "mobilenet_v2",
+        "efficientnet_b0",
+        "convnext_tiny",
+        "vgg11",
+        "shufflenet_v2_x1_0",
     ),
     "timm": (
-        *("seresnet50", "ecaresnet50d", "resnet50_gn", "resnetv2_50", "resnetblur50", "resnetaa50"),
-        *("resnet10t", "resnet26t", "resnet50s", "res2net50_26w_4s", "skresnet18", "resnest50d"),
-        *("resnetrs50", "tresnet_m", "cspresnet50", "nf_resnet26", "resnet50_clip"),
-        *("vit_tiny_patch16_224", "mobilenetv3_small_100"),
+        "seresnet50",
+        "ecaresnet50d",
+        "resnet50_gn",
+        "resnetv2_50",
+        "resnetblur50",
+        "resnetaa50",
+        "resnet10t",
+        "resnet26t",
+        "resnet50s",
+        "res2net50_26w_4s",
+        "skresnet18",
+        "resnest50d",
+        "resnetrs50",
+        "tresnet_m",
+        "cspresnet50",
+        "nf_resnet26",
+        "resnet50_clip",
+        "vit_tiny_patch16_224",
+        "mobilenetv3_small_100",
     ),
     "keras": ("ResNet50V2", "DenseNet121", "EfficientNetB0", "MobileNetV2"),
 }
@@ -192,11 +212,13 @@ def write_caffe(folder: Path) -> None:
     """Writes ResNet-50 as the authors' release has it; OpenCV reads and computes it."""
     import cv2
 
+    from benchmarks import foreign_caffe
+
     target = folder / "caffe-resnet50"
     target.mkdir(parents=True, exist_ok=True)
-    text, blobs = _caffe_network(np.random.default_rng(0))
+    text, blobs = foreign_caffe.network(np.random.default_rng(0))
     file = target / "ResNet-50-model.caffemodel"
-    file.write_bytes(_caffe_file(blobs))
+    file.write_bytes(foreign_caffe.file(blobs))
     (folder / "caffe-resnet50.prototxt").write_text(text)
     read = getattr(cv2.dnn, "readNetFromCaffe")  # noqa: B009 (OpenCV 5 has none)
     network = read(str(folder / "caffe-resnet50.prototxt"), str(file))
@@ -206,70 +228,6 @@ def write_caffe(folder: Path) -> None:
     found = [a if a.ndim == 2 else a.transpose(0, 2, 3, 1) for a in found]
     stages = dict(zip(("logits", *STAGES), found, strict=True))
     _store(target, stages, images, "opencv-python-headless")
-
-
-def _caffe_network(random: np.random.Generator) -> tuple[str, dict[str, list[np.ndarray]]]:
-    """The text of a network for Caffe, and each layer's arrays."""
-    lines = ['name: "ResNet-50" input: "data"', "input_shape { dim: 2 dim: 3 dim: 65 dim: 50 }"]
-    blobs: dict[str, list[np.ndarray]] = {}
-
-    def add(kind, name, bottoms, options="", arrays=()):
-        below = " ".join(f'bottom: "{b}"' for b in bottoms)
-        lines.append(f'layer {{ name: "{name}" type: "{kind}" {below} top: "{name}" {options} }}')
-        blobs[name] = [np.asarray(array, np.float32) for array in arrays]
-        return name
-
-    def convolution(below, name, channels, out, size, stride, bias=False):
-        """Convolution, BatchNorm with its factor, Scale."""
-        layer, end = ("conv1", "_conv1") if name == "conv1" else (f"res{name}", name)
-        kernel = random.normal(
-            0, (2 / (size * size * channels)) ** 0.5, (out, channels, size, size)
-        )
-        options = f"num_output: {out} kernel_size: {size} stride: {stride} pad: {size // 2}"
-        options = f"convolution_param {{ {options} bias_term: {str(bias).lower()} }}"
-        top = add(
-            "Convolution", layer, [below], options, [kernel, random.normal(0, 0.1, out)][: 1 + bias]
-        )
-        factor = 999.98
-        statistics = [factor * random.normal(0, 0.1, out), factor * random.uniform(0.5, 1.5, out)]
-        top = add("BatchNorm", f"bn{end}", [top], "", [*statistics, [factor]])
-        affine = [random.uniform(0.3, 0.7, out), random.normal(0, 0.1, out)]
-        return add("Scale", f"scale{end}", [top], "scale_param { bias_term: true }", affine)
-
-    top = add("ReLU", "conv1_relu", [convolution("data", "conv1", 3, 64, 7, 2, bias=True)])
-    top = add("Pooling", "pool1", [top], "pooling_param { pool: MAX kernel_size: 3 stride: 2 }")
-    channels = 64
-    for stage, count in enumerate((3, 4, 6, 3), start=2):
-        for i in range(count):
-            name, width = f"{stage}{'abcdef'[i]}", 2 ** (stage + 4)
-            stride, shortcut = 1 + (i == 0 and stage > 2), top
-            if i == 0:
-                shortcut = convolution(top, f"{name}_branch1", channels, 4 * width, 1, stride)
-            for branch, out, size in (("2a", width, 1), ("2b", width, 3), ("2c", 4 * width, 1)):
-                top = convolution(top, f"{name}_branch{branch}", channels, out, size, stride)
-                channels, stride = out, 1
-                if branch != "2c":
-                    top = add("ReLU", f"{top}_relu", [top])
-            top = add("ReLU", f"res{name}_relu", [add("Eltwise", f"res{name}", [shortcut, top])])
-    top = add("Pooling", "pool5", [top], "pooling_param { pool: AVE global_pooling: true }")
-    head = [random.normal(0, 0.02, (10, 2048)), random.normal(0, 0.1, 10)]
-    add("InnerProduct", "fc1000", [top], "inner_product_param { num_output: 10 }", head)
-    return "\n".join(lines), blobs
-
-
-def _caffe_file(blobs: dict[str, list[np.ndarray]]) -> bytes:
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
-
-    from weights.caffe import SCHEMA
-
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(text_format.Parse(SCHEMA, descriptor_pb2.FileDescriptorProto()))
-    net = message_factory.GetMessageClass(pool.FindMessageTypeByName("caffe.NetParameter"))()
-    for name, arrays in blobs.items():
-        layer = net.layer.add(name=name)
-        for array in arrays:
-            layer.blobs.add(data=array.ravel(), shape={"dim": array.shape})
-    return net.SerializeToString()
 
 
 def compare(folder: Path, report: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs of `main.py` in forks of one process that has imported JAX already: a start in a second.
+"""Runs of `python …` in forks of one process that has imported JAX already: a start in a second.
 
 The parent must never use JAX itself, because a fork has none of the threads of its backend.
 """
@@ -6,6 +6,8 @@ The parent must never use JAX itself, because a fork has none of the threads of 
 import importlib
 import json
 import os
+import runpy
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +31,10 @@ POLL_S = 0.01
 
 
 class Fork:
-    """A fork that runs `python main.py …`; as much of `subprocess.Popen` as `runs.Run` needs.
+    """A fork that runs `python …`; as much of `subprocess.Popen` as `runs.Run` needs.
 
     Args:
-      words: the command line, from `main.py` on.
+      words: of the command line, after `python`: a file, or `-m` and a module, and arguments.
       environment: what JAX reads when it starts its backend.
       output: takes what is printed.
     """
@@ -41,13 +43,14 @@ class Fork:
         for package in PACKAGES:
             importlib.import_module(package)
         self.returncode: int | None = None
+        sys.stdout.flush()  # or the fork would print it again
         self.pid = os.fork()
         if self.pid == 0:
             os.environ.update(environment)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             for stream in (1, 2):
                 os.dup2(output.fileno(), stream)
-            _end_with(lambda: _command(words))
+            _end_with(lambda: _python(words))
 
     def poll(self) -> int | None:
         """The exit status, or None while it runs."""
@@ -93,22 +96,31 @@ def apart(make: Callable[[], Any]) -> Any:
     return json.loads(answer)
 
 
-def _command(words):
+def _python(words):
     import jax
 
-    import main
-    from run import command
-
-    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+    jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    return command.run(main.main, words)
+    module = words[0] == "-m"
+    sys.argv = list(words[module:])
+    sys.path[0] = os.getcwd()
+    try:
+        if module:
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(words[0], run_name="__main__")
+    finally:
+        sys.stdout.flush()
+    return 0
 
 
 def _end_with(act):
-    """Ends this process with the status that `act()` returns."""
+    """Ends this process with the status that `act()` returns or exits with."""
     status = 1
     try:
         status = act()
+    except SystemExit as end:
+        status = int(end.code or 0)
     except BaseException:
         traceback.print_exc()
     finally:

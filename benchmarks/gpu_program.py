@@ -141,7 +141,10 @@ def kinds(record: Mapping[str, Any]) -> list[str]:
     """The kernels of one program by phase and kind."""
     rows = [
         (
-            *(name, part["kernels"], f"{part['read'] / 1e9:.3f}", f"{part['written'] / 1e9:.3f}"),
+            name,
+            part["kernels"],
+            f"{part['read'] / 1e9:.3f}",
+            f"{part['written'] / 1e9:.3f}",
             f"{1e3 * (part['read'] + part['written']) / BANDWIDTH:.2f}",
         )
         for name, part in record["kinds"].items()

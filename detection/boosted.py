@@ -26,11 +26,13 @@ class Boosted(NamedTuple):
         of them, from all of these (`judged` of the networks).
       refine: the box of each region's likeliest class is a region again; of what is said of both,
         boxes are chosen that vote.
+      asks: see `FasterRCNN`.
     """
 
     models: tuple[FasterRCNN, ...]
     scales: tuple[float, ...] = (1.0,)
     refine: bool = False
+    asks: tuple[str, ...] = FasterRCNN.asks
 
     @property
     def mask_convs(self) -> int:

@@ -109,6 +109,7 @@ class FasterRCNN(nn.Module):
     score: float = 0.05
     threshold: float = 0.5
     most: int = 100
+    asks = ()  # what batches have besides that a network is given
 
     def setup(self) -> None:
         """Makes the layers after the backbone."""

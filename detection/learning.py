@@ -31,7 +31,7 @@ from run.workdir import Workdir
 LOG = logging.getLogger("residual")
 
 
-def load(config: ConfigDict, facts: Facts, variables: Any) -> Any:
+def load(config: ConfigDict, facts: Facts, variables: Any, base: Any = None) -> Any:
     """`variables` with the weights of `config.init_from`: a detector's, or a classifier's.
 
     Of a classifier the backbone is taken, and the rest stays random.
@@ -40,6 +40,7 @@ def load(config: ConfigDict, facts: Facts, variables: Any) -> Any:
       UserError: the file cannot be read, or does not fit the network or the classes; or it is a
         classifier's, and `variables` are only shapes.
     """
+    del base
     import weights  # readers of foreign files
 
     path, normalization = config.init_from, config.data.normalization
@@ -60,7 +61,11 @@ def load(config: ConfigDict, facts: Facts, variables: Any) -> Any:
                 f"({', '.join(facts.label_names[:5])}, …). Give the weights of a classifier, whose "
                 "backbone is taken, or of a network of these classes."
             )
-        loaded = weights.load_detector(found, jax.eval_shape(unstack_blocks, variables))
+        d = config.detection
+        network = f"the network here (detection.network={d.network}, detection.masks={d.masks}, "
+        network += f"model.depth={config.model.depth})"
+        template = jax.eval_shape(unstack_blocks, variables)
+        loaded = weights.load_detector(found, template, network)
         return stack_blocks(loaded) if config.model.scan_blocks else loaded
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables)):
         raise UserError(
@@ -150,8 +155,7 @@ def outputs(
     """What a network says of images that are this process's, batch by batch.
 
     Args:
-      apply: `(variables, images, sizes) → tree` of arrays whose first axis is the images; also
-        given what batches have as `own`.
+      apply: `(variables, images, sizes, batch) → tree` of arrays whose first axis is the images.
       normalization: of the images.
       batches: of `data.evaluation`.
       total: number of images, for a progress bar.
@@ -181,8 +185,7 @@ def outputs(
 @functools.lru_cache(maxsize=8)
 def _compiled(apply, mesh):
     def find(variables, normalization, batch):
-        own = [batch["own"]] if "own" in batch else []
-        return apply(variables, *shown(batch, normalization), *own)
+        return apply(variables, *shown(batch, normalization), batch)
 
     return compiled_by_rows(find, mesh)
 

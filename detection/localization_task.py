@@ -19,42 +19,48 @@ from detection import build, learning
 from detection import task as detection
 from detection.localization import NAMED, Located, localization_errors
 from errors import UserError
+from models.scanned import stack_blocks
 from run.compare import differences
 from run.processes import gathered
 from run.workdir import Workdir
 
 check, create = build.check_localization, build.localizer
-load, learned = learning.load, learning.learned
-init, prepare = detection.init, detection.prepare
-loss = detection.loss
+init, learned = detection.init, learning.learned
+prepare, loss = detection.prepare, detection.loss
 # Fields of a network that make no difference to what a trained one says.
 OF_TRAINING = ("sync_bn", "bn_group_size", "frozen_bn", "zero_init_residual")
 OF_COMPUTING = ("remat", "scan_blocks", "space_to_depth")
 
 
-def proposing(config: ConfigDict, facts: Facts, variables: Any, run: Any) -> Any:
-    """`variables` of an R-CNN with the per-class RPN of `run` in its place.
+def load(config: ConfigDict, facts: Facts, variables: Any, base: Any = None) -> Any:
+    """What `learning.load` says, and in an R-CNN the per-class RPN of `base` in its place.
 
     Args:
-      run: opened, of `detection.proposals_from`.
+      base: the opened run of `detection.proposals_from`.
 
     Raises:
-      UserError: it is no per-class RPN, or of another network, other anchors or classes.
+      UserError: it is no per-class RPN, or of another network, other anchors or classes; or see
+        there.
     """
+    if config.init_from:
+        variables = learning.load(config, facts, variables)
+    if base is None:
+        return variables
 
     def said(network: str, c: ConfigDict, names: Sequence[str]) -> dict[str, Any]:
         fields = {n: x for n, x in c.model.items() if n not in OF_TRAINING + OF_COMPUTING}
         kind = {"network": network, "anchors": list(c.detection.anchors)}
         return {"model": fields, "detection": kind, "label_names": list(names)}
 
-    there = said(run.config.detection.network, run.config, run.facts.label_names)
-    where = f"in {run.workdir}", "here"
+    there = said(base.config.detection.network, base.config, base.facts.label_names)
+    where = f"in {base.workdir}", "here"
     if found := differences(there, said("rpn", config, facts.label_names), where):
         raise UserError(
-            f"detection.proposals_from={run.workdir}: expected a per-class RPN of the same "
+            f"detection.proposals_from={base.workdir}: expected a per-class RPN of the same "
             f"network, anchors and classes; {'; '.join(found)}."
         )
-    return {kind: tree | {"proposer": run.variables[kind]} for kind, tree in variables.items()}
+    proposer = stack_blocks(base.variables) if config.model.scan_blocks else base.variables
+    return {kind: tree | {"proposer": proposer[kind]} for kind, tree in variables.items()}
 
 
 def sums(config: ConfigDict) -> dict[str, jax.Array]:

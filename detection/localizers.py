@@ -15,7 +15,7 @@ from detection import images, rcnn, roi
 from detection.boosted import ratio, rescaled, scales_of
 from detection.faster_rcnn import Detections, mean
 from detection.learning import cut, padded
-from detection.per_class import named
+from detection.per_class import PerClassRPN, named
 from detection.rpn import joined
 from errors import UserError
 
@@ -50,12 +50,14 @@ class Localizers(NamedTuple):
       classifiers: whose mean names the classes; without any, the models' own scores do.
       scales: sizes of the image in which anchors are looked at, 1 as it is given.
       crop: side of the central square in which they are looked at instead; 0: the whole image.
+      asks: see `FasterRCNN`.
     """
 
     models: tuple[Any, ...]
     classifiers: tuple[Classifier, ...] = ()
     scales: tuple[float, ...] = (1.0,)
     crop: int = 0
+    asks: tuple[str, ...] = PerClassRPN.asks
 
     def apply(
         self, variables: Any, batch: Array, sizes: Array, to: Array, own: Array | None = None

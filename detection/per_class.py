@@ -37,6 +37,7 @@ class PerClassRPN(nn.Module):
     num_classes: int
     sides: tuple[float, ...]
     anchors: Sampling = ANCHORS
+    asks = ("own",)  # of each batch
 
     def setup(self) -> None:
         """Makes the two sibling layers."""

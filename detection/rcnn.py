@@ -40,6 +40,7 @@ class RCNN(nn.Module):
     limits: Limits
     training_limits: Limits
     regions: Sampling
+    asks = PerClassRPN.asks
 
     def setup(self) -> None:
         """Makes the two sibling layers."""
@@ -105,7 +106,7 @@ class RCNN(nn.Module):
 
         def pooled(squares: Array) -> Array:
             _, endpoints = self.backbone(squares, train=train)
-            return endpoints["stage4"].mean((1, 2))
+            return endpoints["stage4"].astype(jnp.float32).mean((1, 2))
 
         return self.siblings(over_regions(pooled, jax.vmap(warped)(images, regions)))
 

@@ -72,7 +72,7 @@ def loss(
 
 @functools.lru_cache(maxsize=8)
 def _classes(model):
-    def classes(variables, images, sizes):
+    def classes(variables, images, sizes, batch):
         whole = jnp.array(images.shape[1:3], jnp.int32)[None]
         return model.apply(variables, images, jnp.where(sizes > 0, sizes, whole)).argmax(-1)
 

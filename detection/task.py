@@ -95,8 +95,9 @@ def objects_in(
 
 @functools.lru_cache(maxsize=8)
 def _finder(model):
-    def find(variables, images, sizes, *own):
-        return model.apply(variables, images, sizes, padded(images, sizes), *own)
+    def find(variables, images, sizes, batch):
+        asked = (batch[name] for name in model.asks)
+        return model.apply(variables, images, sizes, padded(images, sizes), *asked)
 
     return find
 

@@ -108,6 +108,25 @@ def error(line: Mapping[str, Any]) -> Any:
     return line.get("error", line.get("top1_error"))
 
 
+def logged_steps(
+    fields: Mapping[str, Any], step: int, held_out: int = 0, validated: bool = False
+) -> dict[str, range]:
+    """The steps up to `step` of which metrics.jsonl has a line, by split.
+
+    Args:
+      fields: of the run's config.
+      step: of the checkpoint from which the run goes on.
+      held_out: validation images.
+      validated: whether that step itself was.
+    """
+    every = fields["log_every"]
+    steps = {"train": range(every, step + 1, every)}
+    if held_out:
+        every = fields["eval_every"]
+        steps["validation"] = range(every, step + validated, every)
+    return steps
+
+
 def gaps(lines: Sequence[Mapping[str, Any]], expected: Mapping[str, range]) -> list[str]:
     """What is said of lines that metrics.jsonl should have and has not.
 

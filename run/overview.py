@@ -71,9 +71,8 @@ def _read(workdir, folder):
         steps = workdir.committed_steps()  # first: whose lines are there before them
         if workdir.metrics.is_file():  # a pipe would never end
             lines, damaged = logs.whole_and_damaged(workdir.metrics)
-        every = fields.get("log_every")
-        if steps and isinstance(every, int) and every > 0:
-            gaps = logs.gaps(lines, {"train": range(every, steps[-1] + 1, every)})
+        if steps and fields.get("log_every"):
+            gaps = logs.gaps(lines, logs.logged_steps(fields, steps[-1]))
             problems += [f"{workdir.metrics.name}: {gap}" for gap in gaps]
     except (UserError, *UNREADABLE) as error:
         problems.append(first_line(error))

@@ -26,15 +26,21 @@ from testing import passes, precise_bn, scores
 from testing.opened_run import OpenedRun
 
 LOG = logging.getLogger("residual")
+# What only detectors and localization do, and the value that switches it off.
+OF_BOXES: dict[str, Any] = {
+    "eval.refine_boxes": False,
+    "detection.context": False,
+    "detection.proposals_from": "",
+}
 
 
 def check(config: ConfigDict) -> None:
     """Raises UserError where the network cannot be built, or for what only detectors do."""
     models.check(config.model)
-    for name in ("eval.refine_boxes", "detection.context"):
+    for name, off in OF_BOXES.items():
         group, _, last = name.partition(".")
-        if config[group][last]:
-            raise UserError(f"{name}=True: expected False with task=classification.")
+        if (value := config[group][last]) != off:
+            raise UserError(f"{name}={value!r}: expected {off!r} with task=classification.")
 
 
 def create(config: ConfigDict, facts: Facts) -> nn.Module:
@@ -47,12 +53,13 @@ def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) ->
     return model.init(key, jnp.zeros((1, *image_shape)), train=False)
 
 
-def load(config: ConfigDict, facts: Facts, variables: Any) -> Any:
+def load(config: ConfigDict, facts: Facts, variables: Any, base: Any = None) -> Any:
     """`variables` with the weights of `config.init_from`; a head of other classes stays random.
 
     Raises:
       UserError: the weight file cannot be read or does not fit the network.
     """
+    del base
     import weights  # readers of foreign files, which a run from scratch does without
 
     head = variables["params"]["head"]

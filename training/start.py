@@ -67,25 +67,18 @@ def claim(folder: Workdir, config: ConfigDict, facts: Facts) -> None:
 
 
 def initial_state(config: ConfigDict, model: nn.Module, facts: Facts) -> TrainState:
-    """The state of step 0: a function of `config.seed`, with the weights of `config.init_from`.
+    """The state of step 0: a function of `config.seed`, with the weights that it builds on.
 
     Raises:
-      UserError: the weight file cannot be read or does not fit the network, or the run of
-        `detection.proposals_from` does not.
+      UserError: the weight file of `config.init_from` cannot be read or does not fit the network,
+        or the run of `detection.proposals_from` does not.
     """
     state = create_state(config, model, facts.image_shape)
-    proposals = config.task == "localization" and config.detection.proposals_from
-    if not (config.init_from or proposals):
+    base = (folder := config.detection.proposals_from) and task.opened(folder, config.task)
+    if not (config.init_from or base):
         return state
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    if config.init_from:
-        variables = task.of(config).load(config, facts, variables)
-    if proposals:
-        from detection import localization_task
-
-        run = task.opened(proposals, config.task)
-        variables = localization_task.proposing(config, facts, variables, run)
-    return state_from(config, variables)
+    return state_from(config, task.of(config).load(config, facts, variables, base))
 
 
 def adopted(config: ConfigDict, saved: Mapping[str, Any] | None = None) -> ConfigDict:
@@ -128,18 +121,3 @@ def adopted(config: ConfigDict, saved: Mapping[str, Any] | None = None) -> Confi
             )
             config[part][name] = value
     return config
-
-
-def logged_steps(config: ConfigDict, held_out: int, step: int, validated: bool) -> dict[str, range]:
-    """The steps up to `step` of which metrics.jsonl has a line, by split.
-
-    Args:
-      config: of the run.
-      held_out: validation images.
-      step: of the checkpoint from which the run goes on.
-      validated: whether that step itself was.
-    """
-    steps = {"train": range(config.log_every, step + 1, config.log_every)}
-    if held_out:
-        steps["validation"] = range(config.eval_every, step + validated, config.eval_every)
-    return steps

@@ -32,8 +32,11 @@ class Task(Protocol):
     def init(self, model: Any, key: jax.Array, image_shape: tuple[int, int, int]) -> Any:
         """Random `params` and `batch_stats` (traced)."""
 
-    def load(self, config: ConfigDict, facts: Facts, variables: Any) -> Any:
-        """`variables` with the weights of `config.init_from`."""
+    def load(self, config: ConfigDict, facts: Facts, variables: Any, base: Any = None) -> Any:
+        """`variables` with what they build on: the weights of `config.init_from`, or of `base`.
+
+        `base` is the opened run of `config.detection.proposals_from`, if a task takes one.
+        """
 
     def learned(self, config: ConfigDict) -> Callable[[Any], Any] | None:
         """Says which parameters a step may change: their tree as one of bool. None: all."""

@@ -26,10 +26,6 @@ from weights.origins import CAFFE, KERAS, TORCHVISION, Conventions, Description,
 __all__ = ["Conventions", "Description", "conventions", "describe", "detector", "load_detector"]
 __all__ += ["load_weights", "opened"]
 
-TORCH_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
-KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
-SUFFIXES = (*TORCH_SUFFIXES, *KERAS_SUFFIXES, ".caffemodel")
-
 
 class Opened(NamedTuple):
     """A weight file, read, before anybody asks which network it holds.
@@ -38,6 +34,7 @@ class Opened(NamedTuple):
       given: as it was named.
       path: of the file that was read, which may lie in the folder that was given.
       part: the one of several networks that was named.
+      kind: what its name says.
       tree: what the file holds.
       metadata: of a safetensors file.
     """
@@ -45,6 +42,7 @@ class Opened(NamedTuple):
     given: str
     path: Path
     part: str
+    kind: "_Kind"
     tree: Any
     metadata: Mapping[str, str]
 
@@ -74,6 +72,20 @@ class _File(NamedTuple):
     theirs: Callable[[str], str] = str
 
 
+class _Kind(NamedTuple):
+    """Weight files whose names end alike.
+
+    Attributes:
+      endings: of the names.
+      read: path → what the file holds, and its metadata.
+      open: the same with our names.
+    """
+
+    endings: tuple[str, ...]
+    read: Callable[[Path], tuple[Any, Mapping[str, str]]]
+    open: Callable[[Opened], _File]
+
+
 def opened(given: Given) -> Opened:
     """Reads a weight file once for all that asks for it; what is opened already comes back.
 
@@ -87,35 +99,32 @@ def opened(given: Given) -> Opened:
         return given
     given = os.fspath(given)
     path, part = _located(given)
-    suffix, is_index = path.suffix.lower(), path.name.endswith(huggingface.INDEX)
-    if suffix not in SUFFIXES and not is_index:
+    kind = next((one for one in KINDS if path.name.lower().endswith(one.endings)), None)
+    if kind is None:
         raise UserError(f"{path}: unknown kind of weight file; expected {', '.join(SUFFIXES)}.")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file. Nothing is downloaded; give a local one.")
     fit.check_name(path, telling_name(path))
-    if suffix == ".caffemodel":
-        return Opened(given, path, part, caffe.read_caffe(path), {})
-    if suffix in KERAS_SUFFIXES:
-        return Opened(given, path, part, keras.read_keras(path), {})
-    if is_index:
-        return Opened(given, path, part, huggingface.read_shards(path, _read), {})
-    return Opened(given, path, part, *_read(path))
+    return Opened(given, path, part, kind, *kind.read(path))
 
 
 def _open(given: Given) -> _File:
     file = opened(given)
-    suffix = file.path.suffix.lower()
-    if suffix == ".caffemodel":
-        return _File(str(file.path), caffe.from_caffe(file.tree), "the authors' release", CAFFE)
-    if suffix in KERAS_SUFFIXES:
-        return _File(str(file.path), keras.from_keras(file.tree), "Keras", KERAS)
-    return _open_torch(file)
+    return file.kind.open(file)
+
+
+def _open_caffe(file: Opened) -> _File:
+    return _File(str(file.path), caffe.from_caffe(file.tree), "the authors' release", CAFFE)
+
+
+def _open_keras(file: Opened) -> _File:
+    return _File(str(file.path), keras.from_keras(file.tree), "Keras", KERAS)
 
 
 def _open_torch(file: Opened) -> _File:
-    _, path, part, tree, metadata = file
+    path, tree, metadata = file.path, file.tree, file.metadata
     fit.check_name(path, checkpoints.architecture(tree))
-    arrays, notes = checkpoints.state_dict(tree, path, part)
+    arrays, notes = checkpoints.state_dict(tree, path, file.part)
     origin, known = "torchvision or timm", TORCHVISION
     rename: Callable[[str], str] = str
     theirs: Callable[[str], str] = torchvision.torch_name
@@ -159,6 +168,19 @@ def _located(given: str) -> tuple[Path, str]:
 
 def _read(path: Path) -> tuple[Any, dict[str, str]]:
     return read_safetensors(path) if path.suffix == ".safetensors" else (read_torch(path), {})
+
+
+TORCH = _Kind((".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt"), _read, _open_torch)
+FILES = (
+    TORCH,
+    _Kind((".h5", ".hdf5", ".keras"), lambda path: (keras.read_keras(path), {}), _open_keras),
+    _Kind((".caffemodel",), lambda path: (caffe.read_caffe(path), {}), _open_caffe),
+)
+SUFFIXES = sum((kind.endings for kind in FILES), ())
+SHARDS = _Kind(
+    (huggingface.INDEX,), lambda path: (huggingface.read_shards(path, _read), {}), _open_torch
+)
+KINDS = (*FILES, SHARDS)
 
 
 def load_weights(
@@ -257,10 +279,10 @@ def detector(path: Given) -> detectors.Detector | None:
     Raises:
       UserError: the file cannot be read, or its heads are of a network that is not built here.
     """
-    _, file, part, tree, metadata = opened(path)
-    if file.suffix.lower() not in TORCH_SUFFIXES:
+    file = opened(path)
+    if file.kind is not TORCH:
         return None
-    found = detectors.find(tree, metadata, file, part)
+    found = detectors.find(file.tree, file.metadata, file.path, file.part)
     return found and found._replace(notes=found.notes + _nonfinite(found.path, found.arrays))
 
 

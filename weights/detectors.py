@@ -218,12 +218,15 @@ def _said(path, metadata):
         return None if names is None else tuple(map(str, names)), *sides
 
 
-def load(detector: Detector, template: Mapping[str, Any]) -> dict[str, Any]:
+def load(
+    detector: Detector, template: Mapping[str, Any], network: str = "that network"
+) -> dict[str, Any]:
     """The file's arrays as the variables of a network.
 
     Args:
       detector: what `find` returned.
       template: `{'params': …, 'batch_stats': …}`, arrays or their shapes.
+      network: what the template is of, in words.
 
     Returns:
       float32 arrays in the template's structure.
@@ -243,7 +246,7 @@ def load(detector: Detector, template: Mapping[str, Any]) -> dict[str, Any]:
     found |= {key: Tensor(detector.arrays[key], key) for key in sorted(rest)}
     if problem := fit.problems(found, wanted, names.__getitem__):
         raise UserError(
-            f"{detector.path}: holds {detector.name}, and its arrays are not all of that network: "
+            f"{detector.path}: holds {detector.name}, and its arrays are not all of {network}: "
             f"{problem}. Choose a file of torchvision's network, whole and with its own heads."
         )
     arrays = {path: np.asarray(found[path].array, np.float32) for path in wanted}

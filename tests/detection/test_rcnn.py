@@ -244,4 +244,4 @@ def test_another_network_cannot_propose(runs):
     other = config.copy_and_resolve_references()
     other.model.width, other.detection.anchors = 8, (16,)
     with pytest.raises(UserError, match=r"model.width: 4 in .*, 8 here; detection.anchors"):
-        localization_task.proposing(other, run.facts, {}, run)
+        localization_task.load(other, run.facts, {}, run)

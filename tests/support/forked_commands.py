@@ -4,24 +4,16 @@ This file is both sides: `ForkedCommands` starts it as a program, which reads li
 `[file for the output, words after python]`, and answers each with the exit status.
 """
 
-import importlib
 import json
 import os
-import runpy
 import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-PACKAGES = (
-    "flax.linen",
-    "matplotlib.pyplot",
-    "optax",
-    "orbax.checkpoint",
-    "sklearn.datasets",
-    "tensorflow_datasets",
-)
+from benchmarks.forks import Fork
+
 LIMIT_S = 600
 
 
@@ -37,7 +29,7 @@ class ForkedCommands:
     def __init__(self, folder, environment, log):
         self._log = Path(log)
         self._server = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, "-m", __name__],
             cwd=folder,
             env=os.environ | environment,
             text=True,
@@ -64,33 +56,18 @@ class ForkedCommands:
 
 def serve():
     """Answers until standard input ends."""
-    for name in PACKAGES:
-        importlib.import_module(name)
+    import tensorflow_datasets  # noqa: F401 (what a fork then has)
+
     for line in sys.stdin:
         log, words = json.loads(line)
-        child = os.fork()  # no JAX backend runs here, hence none of its threads
-        if not child:
-            return _run(log, words)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-    return 0
-
-
-def _run(log, words):
-    signal.alarm(LIMIT_S)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.path[0] = os.getcwd()
-    module = words[0] == "-m"
-    sys.argv = words[module:]
-    if module:
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(words[0], run_name="__main__")
-    return 0
+        with open(log, "wb") as output:
+            fork = Fork(words, {}, output)
+        try:
+            print(fork.wait(LIMIT_S), flush=True)
+        except TimeoutError:
+            fork.send_signal(signal.SIGKILL)
+            print(fork.wait(LIMIT_S), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(serve())
+    serve()
