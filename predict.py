@@ -299,20 +299,24 @@ def main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
     flags = parser.parse_args(argv)
     paths = find_images(flags.images)
-    found, file, boosts = None, None, flags.refine_boxes or flags.scales or flags.ensemble
+    found, file, learned = None, None, "weights from elsewhere"
+    if not flags.weights:
+        config = Workdir(flags.workdir).read_config()
+        learned = config.task
+    boosts = flags.refine_boxes or flags.scales or flags.ensemble
+    if boosts and learned not in ("detection", "localization"):
+        raise UserError(
+            "--refine_boxes, --scales and --ensemble are of testing a detector that was trained "
+            f"here (--workdir), not of {learned}; leave them."
+        )
     if flags.weights:
         import weights  # the readers of foreign files
         from detection.network import open_weights
 
         file = weights.opened(flags.weights)
         found = open_weights(file)
-    elif (config := Workdir(flags.workdir).read_config()).task != "classification":
-        found, boosts = (_of_runs(config, flags), ""), False
-    if boosts:
-        raise UserError(
-            "--refine_boxes, --scales and --ensemble are of testing a detector that was trained "
-            "here (--workdir); leave them."
-        )
+    elif learned != "classification":
+        found = _of_runs(config, flags), ""
     of_image: Iterator[dict[str, Any]]
     if found:
         detector, said = found

@@ -164,7 +164,7 @@ def _of_each(paths: Sequence[str | Path], ask: Callable[[Any], int]) -> list[int
         for path in paths[start : start + 1000]:
             try:
                 found.append(ask(path))
-            except (OSError, DecodeError):
+            except (OSError, ValueError, DecodeError):  # ValueError: no name of a file
                 found.append(-1)
         return found
 

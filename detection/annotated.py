@@ -1,7 +1,6 @@
 """An image with the objects in it: what is trained on, and what findings are held against."""
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,8 @@ from errors import UserError
 
 # Box, label, whether it is a crowd, and area; an area of None is the box's.
 Object = tuple[Sequence[float], int, bool, float | None]
+
+FAR = 2**24  # pixels from the corner: what float32 cannot tell apart, and no image has
 
 
 class Annotated(NamedTuple):
@@ -105,7 +106,7 @@ def checked_box(
         box = [float(value) for value in corners]
     except (TypeError, ValueError, OverflowError):
         box = []
-    if len(box) != 4 or not all(map(math.isfinite, box)):
+    if len(box) != 4 or not all(abs(value) < FAR for value in box):
         raise UserError(f"{where}: box {list(corners)}: expected four numbers.")
     box = [box[0] - first, box[1] - first, *box[2:]]
     for start, end, pixels in zip(box[:2], box[2:], size[::-1], strict=True):
@@ -167,9 +168,12 @@ class Listed:
 
 
 def shapes_of(images: Iterable[Annotated]) -> np.ndarray:
-    """Height, width and number of objects of each image, int32 `[number, 3]`."""
-    rows = [(*one.size, np.count_nonzero(~one.crowd)) for one in images]
-    return np.array(rows, np.int32).reshape(-1, 3)
+    """Height, width and number of objects that count of each image, int32 `[number, 3]`."""
+
+    def counted(one: Annotated) -> int:
+        return int(((one.boxes[:, 2:] > one.boxes[:, :2]).all(1) & ~one.crowd).sum())
+
+    return np.array([(*one.size, counted(one)) for one in images], np.int32).reshape(-1, 3)
 
 
 def decoded_file(path: Path, max_pixels: int) -> np.ndarray:

@@ -71,8 +71,7 @@ def check_detection(config: ConfigDict) -> None:
 
 def check_localization(config: ConfigDict) -> None:
     """Raises UserError for a field that cannot work, or that localization would not heed."""
-    untried = {"model.scan_blocks": False, "model.dtype": "float32"}
-    _check_shared(config, ("rpn", "rcnn"), OFF | OF_DETECTORS | untried)
+    _check_shared(config, ("rpn", "rcnn"), OFF | OF_DETECTORS)
     _check_scales(config)
     _limits(config.detection)
     d, stem, side = config.detection, config.model.stem, config.data.image_size

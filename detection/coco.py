@@ -152,12 +152,12 @@ _KINDS = {int: "a whole number", str: "a name", (int, float): "a number"}
 
 def _corners(box):
     """Left, top, right, bottom of COCO's left, top, width, height; else what there is."""
-    if not isinstance(box, list) or len(box) != 4:
+    if not isinstance(box, list) or len(box) != 4 or any(isinstance(x, bool) for x in box):
         return [box]
     try:
-        left, top, width, height = map(float, box)
-    except (TypeError, ValueError, OverflowError):
-        return box
+        left, top, width, height = (x + 0.0 for x in box)
+    except (TypeError, OverflowError):
+        return [box]
     return [left, top, left + width, top + height]
 
 

@@ -16,10 +16,12 @@ from PIL import Image
 import export
 import predict
 import weights
+from configs import command_line
 from data import small_sets, transforms
 from data.normalization import normalize
 from errors import UserError
 from models.activation_map import class_activation_map
+from run.workdir import Workdir
 from testing import opened_run
 from tests.support.untrained import make_workdir
 
@@ -168,10 +170,13 @@ def test_a_weight_file_predicts_as_its_run_does(run, tmp_path, capsys, monkeypat
     assert capsys.readouterr().out.startswith(str(path))
 
 
-def test_what_only_detectors_do_is_refused(run):
+def test_what_only_detectors_do_is_refused(run, tmp_path):
+    Workdir(tmp_path).claim(command_line.recipe("configs/detection/scenes.py:fcn"))
     for option in ("--refine_boxes", "--scales=8,16", f"--ensemble={run[0]}"):
-        with pytest.raises(UserError, match="--ensemble are of testing a detector"):
-            predict.main([f"--workdir={run[0]}", str(run[1] / "a0.png"), option])
+        for folder, learned in ((run[0], "classification"), (tmp_path, "segmentation")):
+            message = f"--ensemble are of testing a detector .*, not of {learned}"
+            with pytest.raises(UserError, match=message):
+                predict.main([f"--workdir={folder}", str(run[1] / "a0.png"), option])
 
 
 def test_control_characters_of_names_are_escaped(run, tmp_path, capsys):

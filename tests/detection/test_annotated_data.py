@@ -154,9 +154,13 @@ def test_images_have_from_no_object_to_many(config, tmp_path, count):
             open_data(config, make_mesh())
 
 
-def test_a_split_without_any_object_is_refused(config, tmp_path):
+@pytest.mark.parametrize("kind", ["crowds", "zero areas"])
+def test_a_split_without_any_object_is_refused(config, tmp_path, kind):
     def change(whole):
-        whole["annotations"] = [one for one in whole["annotations"] if one["iscrowd"]]
+        if kind == "crowds":
+            whole["annotations"] = [one for one in whole["annotations"] if one["iscrowd"]]
+        for one in whole["annotations"]:
+            one["bbox"][2] *= kind == "crowds"
 
     root = annotated_sets.changed_coco(tmp_path, change)
     annotated_sets.write_coco(root, ("val2017",))

@@ -1,5 +1,6 @@
 """R-CNN on a per-class RPN's proposals: its parts by hand, and runs in ILSVRC's genuine layout."""
 
+import functools
 import json
 import shutil
 
@@ -21,12 +22,15 @@ from detection.rcnn import proposals_of
 from detection.rpn import Level, Limits, proposals
 from detection.sampling import REGIONS, at_random
 from errors import UserError
+from models import resnet, scanned
+from models.block import BasicBlock
 from paper import appendix_c, table13
 from testing import opened_run
 from tests.support.published import published
 from tests.support.tiny_recipes import tiny_recipe
 from tests.support.untrained import make_workdir
 from training import task
+from training.check import check
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 LIMITS = Limits(before=40, after=6)
@@ -78,16 +82,10 @@ def test_a_crop_is_the_middle():
         assert (small[h:] == 0).all() and (small[:, w:] == 0).all()
 
 
-@pytest.fixture(scope="module")
-def network(tiny_backbone):
-    """An R-CNN of seven classes with random weights, and two images of 64 × 64 and 40 × 64."""
-    config = tiny_recipe("localization", detection__network="rcnn", data__image_size=32)
-    config.detection.update(candidates=(40, 40), proposals=(6, 6))
-    facts = Facts("", tuple("0abcdefg"), (0, 0, 3), CONSTANTS["imagenet"], 0)
-    model = localization_task.create(config, facts)
-    key, random = jax.random.key(0), np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: localization_task.init(model, key, (0, 0, 3)))
-    variables = jax.tree.map(
+def drawn(shapes):
+    """Random variables of these shapes."""
+    random = np.random.default_rng(0)
+    return jax.tree.map(
         lambda x: np.float32(
             random.normal(0, np.prod(x.shape[:-1]) ** -0.5, x.shape)
             if x.ndim > 1
@@ -95,6 +93,17 @@ def network(tiny_backbone):
         ),
         shapes,
     )
+
+
+@pytest.fixture(scope="module")
+def network(tiny_backbone):
+    """An R-CNN of seven classes with random weights, and two images of 64 × 64 and 40 × 64."""
+    config = tiny_recipe("localization", detection__network="rcnn", data__image_size=32)
+    config.detection.update(candidates=(40, 40), proposals=(6, 6))
+    facts = Facts("", tuple("0abcdefg"), (0, 0, 3), CONSTANTS["imagenet"], 0)
+    model = localization_task.create(config, facts)
+    key = jax.random.key(0)
+    variables = drawn(jax.eval_shape(lambda: localization_task.init(model, key, (0, 0, 3))))
     sizes, images = np.array([[64, 64], [40, 64]], np.int32), np.zeros((2, 64, 64, 3), np.float32)
     for image, (h, w) in zip(images, sizes, strict=True):
         image[:h, :w] = np.random.default_rng(h).normal(size=(h, w, 3))
@@ -137,6 +146,50 @@ def test_the_best_region_of_each_class(network):
             borders = np.tile(batch[1][i][::-1], 2)
             np.testing.assert_allclose(alone.boxes[i, k], best.clip(0, borders), atol=1e-3)
             np.testing.assert_allclose(alone.scores[i, k], of_class.max(), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_bfloat16_with_blocks_in_a_loop_is_close(monkeypatch):
+    """What proposes and what classifies regions, with two equal blocks in a stage."""
+    monkeypatch.setitem(resnet.IMAGENET, 10, resnet.Architecture((1, 2, 1, 1), BasicBlock))
+    monkeypatch.setattr(scanned, "MIN_SCANNED_STAGE", 2)
+    facts = Facts("", tuple("0abc"), (0, 0, 3), CONSTANTS["imagenet"], 0)
+    key, random = jax.random.key(0), np.random.default_rng(0)
+    images = random.normal(size=(2, 64, 64, 3)).astype(np.float32)
+    sizes = np.array([[64, 64], [40, 64]], np.int32)
+    truth = np.float32([[[8, 8, 40, 40]], [[0, 0, 30, 30]]]), np.int32([[1], [3]])
+    batch = images, sizes, np.full((2, 2), 64, np.int32), *truth, None, jax.random.split(key, 2)
+
+    def made(network, **fields):
+        config = tiny_recipe("localization", optim__boundaries=(), **fields)
+        config.detection.update(network=network, proposals_from="rpn" * (network == "rcnn"))
+        config.detection.update(candidates=(8, 8), proposals=(4, 4))
+        config.model.sync_bn, config.data.image_size = False, 64
+        check(config, devices=2)
+        model = localization_task.create(config, facts)
+        shapes = jax.eval_shape(lambda: localization_task.init(model, key, (0, 0, 3)))
+
+        def losses(variables):
+            return model.apply(variables, *batch, method="losses", mutable=["batch_stats"])[0]
+
+        return config, shapes, losses
+
+    config, shapes, losses = made("rpn")
+    variables = drawn(shapes)
+    expected = jax.jit(losses)(variables)
+    fast = {"model__dtype": "bfloat16", "model__scan_blocks": True}
+    found = jax.jit(made("rpn", **fast)[2])(scanned.stack_blocks(variables))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0.05), found, expected)
+
+    base = opened_run.OpenedRun("rpn", config, facts, None, variables, 1)
+    config, shapes, losses = made("rcnn", **fast)
+    with pytest.raises(UserError, match="model.dtype: 'float32' in rpn, 'bfloat16' here"):
+        localization_task.load(config, facts, shapes, base)
+    base.config.model.dtype = "bfloat16"
+    loaded = localization_task.load(config, facts, shapes, base)
+    assert jax.tree.structure(loaded) == jax.tree.structure(shapes)
+    found = jax.tree.leaves(jax.eval_shape(losses, loaded))
+    assert {x.dtype for x in found} == {np.dtype(np.float32)}
 
 
 @pytest.fixture(scope="module")

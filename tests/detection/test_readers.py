@@ -38,6 +38,9 @@ def without(name):
         (field("area", float("nan")), "annotation 4 .*area nan"),
         (field("iscrowd", "yes"), "annotation 4 .*iscrowd 'yes'"),
         (field("bbox", [1, 2, 10**400, 3]), "annotation 4 .*four numbers"),
+        (field("bbox", [1, 2, 1e300, 3]), "annotation 4 .*four numbers"),
+        (field("bbox", [1, 2, "3", 4]), "annotation 4 .*four numbers"),
+        (field("bbox", [1, 2, True, 4]), "annotation 4 .*four numbers"),
         (field("segmentation", [[1, 2, 3, 4, 5, 1e9]]), "annotation 4 .*far from the image"),
         (lambda whole: whole["images"][2].update(width=10**9), "image 2 .*exceeds the limit"),
         (field("segmentation", []), "annotation 4 .*no segmentation"),
@@ -55,6 +58,8 @@ def without(name):
         (lambda whole: whole["images"][2].pop("height") and None, "image 2 .*height None"),
         (lambda whole: whole["images"][2].update(id=1000), "image 2 .*second image of id 1000"),
         (lambda whole: whole["images"][2].update(file_name="x.jpg"), "1 of its 7 images .*x.jpg"),
+        (lambda whole: whole["images"][2].update(file_name="x\0"), "1 of its 7 images .*x"),
+        (lambda whole: whole["images"][2].update(file_name="\ud800"), "1 of its 7 images"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(tmp_path, change, said):
@@ -94,7 +99,9 @@ def test_voc_is_read_in_the_order_of_its_list(voc_root):
         (lambda root: setattr(root.find("object/name"), "text", "unicorn"), "class 'unicorn'.*cat"),
         (lambda root: root.find("object").remove(root.find("object/bndbox")), "four numbers"),
         (lambda root: setattr(root.find("object/bndbox/xmax"), "text", "?"), "four numbers"),
+        (lambda root: setattr(root.find("object/bndbox/xmax"), "text", "nan"), "four numbers"),
         (lambda root: setattr(root.find("object/bndbox/xmin"), "text", "900"), "ends before"),
+        (lambda root: setattr(root.find("object/bndbox/xmax"), "text", "1e9"), "four numbers"),
         (lambda root: setattr(root.find("object/difficult"), "text", "2"), "difficult '2'"),
         (lambda root: root.remove(root.find("size")), "0×0 pixels; expected a width and a height"),
     ],

@@ -125,7 +125,8 @@ def test_a_workdir_is_tested_and_predicts(finished, tmp_path, capsys):
     photo = tmp_path / "photo.png"
     Image.fromarray(scenes.load("test").images[0]).save(photo)
     words = [f"--workdir={folder}", str(photo), f"--picture_dir={tmp_path / 'out'}"]
-    assert predict.main([*words, "--min_score=0", "--json", "--refine_boxes"]) == 0
+    words += ["--min_score=0", "--json", f"--ensemble={folder}", "--scales=96,128"]
+    assert predict.main([*words, "--refine_boxes"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     assert "detections" in entry and len(list((tmp_path / "out").iterdir())) == 1
     with pytest.raises(UserError, match="this run has learned detection"):
@@ -173,22 +174,36 @@ def test_a_classifiers_backbone_is_taken(finished, tmp_path):
         detection.load(config, run.facts, run.variables)
 
 
+DEEPLAB = {"task": "segmentation", "detection__network": "deeplabv3", "model__output_stride": 8}
+
+
 @pytest.mark.slow
-def test_weights_of_another_head(tmp_path):
-    stored = np.load(detection_reference.FILE)
-    path = str(tmp_path / "detector.safetensors")
-    state = detection_reference.state_dict(stored, "mask_rcnn")
+@pytest.mark.parametrize(
+    ("file", "classes", "fields", "said"),
+    [
+        ("mask_rcnn", 11, {}, "its heads are of 6 classes with the background; scenes has 11"),
+        ("mask_rcnn", 6, {}, "holds Mask R-CNN .*network=fpn.*masks=False.* unknown: "),
+        ("faster_rcnn_v2", 6, {"detection__masks": True}, "holds Faster R-CNN .*masks=True.* miss"),
+        ("fcn", 6, {}, "holds FCN .*network=fpn.* missing: roi_heads"),
+        ("fcn", 6, DEEPLAB, "holds FCN .*network=deeplabv3.* missing: classifier.0.convs"),
+        ("mask_rcnn", 6, DEEPLAB, "holds Mask R-CNN .*network=deeplabv3.* missing: aux"),
+        ("fcn", 6, {"data__normalization": "caffe"}, "normalised with caffe's constants"),
+        ("classifier", 6, {}, "holds no detector or segmenter that could be tested"),
+    ],
+)
+def test_weights_of_another_head(tmp_path, file, classes, fields, said):
+    path = str(tmp_path / "weights.safetensors")
+    stored, start = np.load(detection_reference.FILE), "backbone.body."
+    state = detection_reference.state_dict(stored, "mask_rcnn" if file == "classifier" else file)
+    if file == "classifier":
+        state = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+        state |= {"fc.weight": np.zeros((5, 64), np.float32), "fc.bias": np.zeros(5, np.float32)}
     write_safetensors(path, state, {"format": "pt"})
-    config = make_config(init_from=path)
-    facts = input_pipeline.open_data(config, make_mesh()).facts
-    with pytest.raises(UserError, match=r"detector\.safetensors: its heads are of 6 classes"):
-        opened_run.from_weight_file(config, facts, detection)
-    facts = facts._replace(label_names=facts.label_names[:6])
-    with pytest.raises(UserError, match="holds Mask R-CNN .* not all of that network"):
-        opened_run.from_weight_file(config, facts, detection)
-    config.data.normalization = "caffe"  # as `adopted` takes it from the authors' weights
-    with pytest.raises(UserError, match="normalised with caffe's constants"):
-        opened_run.from_weight_file(config, facts, detection)
+    config = make_config(init_from=path, **fields)
+    names = ("background", *map(str, range(1, classes)))
+    facts = Facts("scenes", names, (64, 64, 3), CONSTANTS["imagenet"], 0)
+    with pytest.raises(UserError, match=f"weights.safetensors: .*{said}"):
+        task.from_weight_file(config, facts)
 
 
 @pytest.mark.parametrize(
