@@ -188,6 +188,8 @@ def _kernel_gradient_cpu(x, dy, *, image, size, strides, dilation, groups):
         return jnp.tensordot(x, dy.reshape(-1, dy.shape[3]), (0, 0))[None, None]
     if groups == strides == 1:
         return _kernel_gradient_of_shifts(x, dy, size, dilation)
+    if groups == 1 and x.shape[3] > size:
+        return _kernel_gradient_of_rows(x, dy, size, strides, dilation)
     low = dilation * (size // 2)
     covered = [_span(out, strides) + dilation * (size - 1) for out in dy.shape[1:3]]
     # Examples take the place of channels, and dy that of the kernel; with groups, the examples of
@@ -215,10 +217,31 @@ def _kernel_gradient_of_shifts(x, dy, size, dilation):
     reach = dilation * (size // 2)
     shifts = range(-reach, reach + 1, dilation)
     x, dy = _shifted(x, 2, [-i for i in shifts]), _shifted(dy, 1, shifts)
-    parts = 2 - x.shape[0] % 2  # XLA:CPU does not share the sum of one product between cores
-    x, dy = (a.reshape(parts, -1, a.shape[3]) for a in lax.optimization_barrier((x, dy)))
-    product = jnp.einsum("gpi,gpo->gio", x, dy).sum(0)
+    product = _product(*lax.optimization_barrier((x, dy)))
     return product.reshape(size, -1, size, product.shape[1] // size).transpose(2, 0, 1, 3)
+
+
+def _kernel_gradient_of_rows(x, dy, size, strides, dilation):
+    """For each row of the kernel one product: the pixels that its positions meet, by dy."""
+    low = dilation * (size // 2)
+    spans = [_span(out, strides) for out in dy.shape[1:3]]
+    high = [n + dilation * (size - 1) - low - of for n, of in zip(spans, x.shape[1:3], strict=True)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((low, n, 0) for n in high), (0, 0, 0)])
+    starts = range(0, dilation * size, dilation)
+
+    def met(row):
+        rows = x[:, row : row + spans[0] : strides]
+        return jnp.concatenate([rows[:, :, i : i + spans[1] : strides] for i in starts], 3)
+
+    gradient = jnp.stack([_product(lax.optimization_barrier(met(row)), dy) for row in starts])
+    return gradient.reshape(size, size, -1, dy.shape[3])
+
+
+def _product(x, dy):
+    """Sum over images and pixels of x `[batch, height, width, in]` by dy: `[in, out]`."""
+    parts = 2 - x.shape[0] % 2  # XLA:CPU does not share the sum of one product between cores
+    x, dy = (a.reshape(parts, -1, a.shape[3]) for a in (x, dy))
+    return jnp.einsum("gpi,gpo->gio", x, dy).sum(0)
 
 
 def _shifted(x, axis, shifts):
