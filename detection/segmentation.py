@@ -11,7 +11,6 @@ from jax import Array
 from detection.layers import Layer, dropped
 from detection.losses import Loss, pixel_losses
 from detection.resize import resized_batch
-from models.initial import HEAD_DEVIATION
 from models.ops.conv import conv
 from models.padded import OwnSizes
 from models.resnet import ResNet
@@ -61,9 +60,13 @@ class DeepLabHead(nn.Module):
 
 
 def _logits(num_classes):
-    """The last layer of a head: all classes alike at first, as with `models.initial`'s heads."""
-    normal = nn.initializers.normal(HEAD_DEVIATION)
-    return conv(num_classes, 1, use_bias=True, kernel_init=normal, name="logits")
+    """The last layer of a head, with torchvision's initial weights: within ±1/√channels.
+
+    With much smaller ones nearly no gradient of which class a pixel has reaches the layers before,
+    which then learn from object or background alone.
+    """
+    uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    return conv(num_classes, 1, use_bias=True, kernel_init=uniform, name="logits")
 
 
 class Segmenter(nn.Module):

@@ -26,6 +26,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.detection.masks = "masks" in words
     if "fcn" in words:
         config.task, config.detection.network = "segmentation", "fcn"
-        config.model.output_stride = 8
+        config.model.output_stride, config.num_steps = 8, 3_000
     config.eval.update(batch_size=20, scales=(112, 128, 144))
     return shortened(config, words)
