@@ -270,7 +270,7 @@ def main(argv: Sequence[str] | None) -> None:
             for row in compared(name, tuple(flags.shape), Path(folder)):
                 print(*row, flush=True)
                 rows.append(row)
-    lines = [versions, "", *reports.table(HEAD, of_others(flags.report, flags.networks) + rows)]
+    lines = [versions, "", *reports.table(HEAD, of_others(flags.report, rows) + rows)]
     reports.write(flags.report, "Losses and gradients against torchvision", flags.command, lines)
 
 

@@ -56,23 +56,41 @@ def photographs() -> list[np.ndarray]:
     return [china, upright, flower[60:360, 200:500], china[150:330, :600], np.asarray(small)]
 
 
-def torch_network(name: str, shorter: int, longer: int) -> tuple[Any, list[Any]]:
-    """torchvision's network with random weights and statistics, and the photographs for it."""
+def awkward() -> list[np.ndarray]:
+    """uint8 images `[height, width, 3 or 1]`: thin, of a few pixels, of one colour, grey."""
+    china, flower, *_ = photographs()
+    random = np.random.default_rng(0)
+    whole = Image.fromarray(china)
+    sizes = [(2000, 40), (40, 2000), (160, 1), (33, 31), (5, 7)]
+    thin = [np.asarray(whole.resize(size, Image.Resampling.BILINEAR)) for size in sizes]
+    few = [random.integers(0, 256, (*side, 3), np.uint8) for side in ((3, 3), (1, 2), (1, 1))]
+    grey = np.asarray(Image.fromarray(flower).convert("L"))[..., None]
+    return [*thin, *few, np.zeros((60, 90, 3), np.uint8), grey]
+
+
+def torch_network(
+    name: str, shorter: int, longer: int, images: Sequence[np.ndarray] = ()
+) -> tuple[Any, list[Any]]:
+    """torchvision's network with random weights and statistics, and the images for it.
+
+    Without images these are the photographs. The first is used to scale the last layers.
+    """
     import torch
     from torchvision.models import detection, resnet, segmentation
 
     torch.manual_seed(0)
+    images = images or photographs()
     if name not in SEGMENTERS:
         sizes = {"min_size": shorter, "max_size": longer}
         if name == C4:
             model = c4(resnet.resnet101(), 91, sizes)
         else:
             model = getattr(detection, name)(weights=None, weights_backbone=None, **sizes)
-        inputs = [torch.tensor(x).permute(2, 0, 1).float() / 255 for x in photographs()]
+        inputs = [torch.tensor(x).permute(2, 0, 1).float() / 255 for x in images]
     else:
         some = {"aux_loss": True, "num_classes": 21}
         model = getattr(segmentation, name)(weights=None, weights_backbone=None, **some)
-        inputs = [segmenters_input(x, shorter) for x in photographs()]
+        inputs = [segmenters_input(x, shorter) for x in images]
     for place, module in model.eval().named_modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -139,7 +157,8 @@ def segmenters_input(image: np.ndarray, shorter: int) -> Any:
     """What torchvision's preset makes of a picture: a tensor `[3, height, width]`."""
     from torchvision.transforms import functional
 
-    resized = functional.resize(Image.fromarray(image), [shorter], antialias=True)
+    picture = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
+    resized = functional.resize(picture, [shorter], antialias=True)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     return functional.normalize(functional.to_tensor(resized), mean, std)
 
@@ -176,13 +195,14 @@ def calibrate(model: Any, run: Callable[[], Any]) -> dict[str, tuple[float, list
 
 
 def compared(
-    name: str, sides: tuple[int, int], double: int, folder: Path
+    name: str, sides: tuple[int, int], double: int, folder: Path, images: Sequence[np.ndarray]
 ) -> Iterator[Sequence[Any]]:
     """The table's rows for a network; the last one says how many programs were compiled.
 
     Args:
       sides: the shorter and the longest of resized images; 0: the network's own.
-      double: so many photographs are held against torchvision in float64.
+      double: so many images are held against torchvision in float64.
+      images: uint8; with the first, a photograph, the network is prepared.
     """
     import safetensors.torch
     import torch
@@ -190,9 +210,8 @@ def compared(
     kind = "segmenter" if name in SEGMENTERS else "c4" if name == C4 else "fpn"
     shorter, longer = (a or b for a, b in zip(sides, network.KINDS[kind][1:], strict=True))
     said = f"{shorter}, {longer}" if longer else str(shorter)
-    images = photographs()
     with torch.no_grad():
-        model, inputs = torch_network(name, shorter, longer)
+        model, inputs = torch_network(name, shorter, longer, images)
         if name == DETECTORS[0]:
             torch.save(model.state_dict(), path := folder / f"{name}.pth")
         else:
@@ -246,12 +265,13 @@ def _cells(ours, theirs):
     return cells
 
 
-def of_others(report: Path, names: Sequence[str]) -> list[Sequence[Any]]:
-    """The rows of a report that are not of these networks."""
+def of_others(report: Path, rows: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+    """The rows of a report that are of other networks, or of other sizes, than these."""
     lines = report.read_text().splitlines() if report.exists() else []
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    others = {*DETECTORS, *SEGMENTERS, C4} - {*names}
-    return [row for row in cells if row and row[0] in others]
+    fresh = {(*row[:2],) for row in rows}
+    known = {*DETECTORS, *SEGMENTERS, C4}
+    return [row for row in cells if row and row[0] in known and (*row[:2],) not in fresh]
 
 
 def main(argv: Sequence[str] | None) -> None:
@@ -260,17 +280,20 @@ def main(argv: Sequence[str] | None) -> None:
     parser.add_argument("--networks", nargs="+", default=(*SEGMENTERS, *DETECTORS, C4))
     parser.add_argument("--shorter", type=int, default=0, help="of resized images; 0: its own")
     parser.add_argument("--longer", type=int, default=0, help="of detectors' images")
-    parser.add_argument("--double", type=int, default=1, help="photographs in float64, too")
+    parser.add_argument("--double", type=int, default=1, help="images in float64, too")
+    parser.add_argument("--awkward", action="store_true", help="thin, tiny and plain images")
     flags = parser.parse_args(argv)
-    made, rows = with_torch(), []
+    made, rows, images = with_torch(), [], photographs()
+    if flags.awkward:
+        images = [images[0], *awkward()]
     with tempfile.TemporaryDirectory() as folder:
         for name in flags.networks:
             sides = flags.shorter, flags.longer
-            for row in compared(name, sides, flags.double, Path(folder)):
+            for row in compared(name, sides, flags.double, Path(folder), images):
                 print(*row, flush=True)
                 rows.append(row)
     title = "Detectors and segmenters against torchvision"
-    lines = [made, "", *reports.table(HEAD, of_others(flags.report, flags.networks) + rows)]
+    lines = [made, "", *reports.table(HEAD, of_others(flags.report, rows) + rows)]
     reports.write(flags.report, title, flags.command, lines)
 
 

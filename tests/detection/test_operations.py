@@ -1,9 +1,12 @@
 """The operations of detection/ equal torchvision's: stored numbers, and live ones where it is."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from benchmarks import detection_parity as parity
 from benchmarks.detection_operations import OPERATIONS, random_boxes
@@ -99,6 +102,12 @@ def test_what_stays(name, kept):
 @pytest.mark.slow
 def test_no_boxes_are_no_error():
     none = jnp.zeros((0, 4))
+    for coded in (boxes.encode(none, none), boxes.decode(none, none), boxes.clip(none, 3, 4)):
+        assert coded.shape == (0, 4)
+    assert matching.match(jnp.zeros((3, 0)), 0.7, 0.3, True).shape == (0,)
+    assert roi.levels(none, 2, 5).shape == (0,)
+    batch = jax.vmap(lambda b: nms.keep(b, b[:, 0], b[:, 0] > 0, 0.5, limit=2))(none[None])
+    assert batch[1].tolist() == [[False, False]]
     index, stays = nms.keep(none, jnp.zeros(0), jnp.zeros(0, bool), 0.5, limit=2)
     assert not stays.any() and index.tolist() == [0, 0]
     assert matching.match(jnp.zeros((0, 3)), 0.7, 0.3, True).tolist() == [matching.BELOW] * 3
@@ -160,31 +169,125 @@ def test_rows_that_fill_up_match_nothing():
     assert match(np.array([False] * 3)).tolist() == [matching.BELOW] * 3
 
 
+def voted(found, scores, valid, classes):
+    index, stays = nms.keep(found, scores, valid, 0.5, classes, limit=20)
+    return index, stays, nms.vote(index, found, scores, valid, classes)
+
+
+def matched(overlaps):
+    return matching.match(overlaps, 0.7, 0.3, True, overlaps.max(1) > 0.5)
+
+
+FUNCTIONS = {name: operation.ours for name, operation in OPERATIONS.items()}
+FUNCTIONS |= {"voting": voted, "match of some rows": matched}
+PARTLY = ("iou", "decode", "nms by class, IoU > 0.5", "RoIAlign 7, 2 samples", "RoI max pooling 7")
+CASES_OF = {"voting": "nms by class, IoU > 0.5", "match of some rows": "match"}
+
+
+@pytest.fixture(scope="module")
+def in_batches():
+    """Function → its results of three cases, by `vmap` and one by one; compiled together."""
+
+    def batch(name):
+        arrays = [parity.case(CASES_OF.get(name, name), seed, N) for seed in range(3)]
+        return [np.stack(each) for each in zip(*arrays, strict=True)]
+
+    def shared(arrays):
+        """All cases with the first array of the first."""
+        return [jnp.broadcast_to(arrays[0][:1], arrays[0].shape), *arrays[1:]]
+
+    def both(batches):
+        found = {}
+        for name, arrays in batches.items():
+            alone = functools.partial(jax.lax.map, lambda each, f=FUNCTIONS[name]: f(*each))
+            found[name] = [(jax.vmap(FUNCTIONS[name])(*arrays), alone(tuple(arrays)))]
+            if name in PARTLY:
+                axes = (None, *[0] * (len(arrays) - 1))
+                partly = jax.vmap(FUNCTIONS[name], axes)(arrays[0][0], *arrays[1:])
+                found[name].append((partly, alone(tuple(shared(arrays)))))
+        return found
+
+    return jax.jit(both)({name: batch(name) for name in FUNCTIONS})
+
+
 @pytest.mark.slow
-def test_a_box_alone_is_as_in_a_batch():
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_case_of_a_batch_is_as_alone(name, in_batches):
+    for together, alone in in_batches[name]:
+        exact = all(x.dtype != np.float32 for x in jax.tree.leaves(alone))
+        assert parity.difference(together, jax.tree.leaves(alone)) <= (0 if exact else 1e-6)
+
+
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+SCALES = (1 / 4, 1 / 8)
+IN_HALF = jnp.array([[0.5, 0.5, 1.0, 1.0]])
+DIFFERENTIABLE = {  # of boxes or maps `[3, …]`, of which a batch is mapped
+    "areas": lambda a: boxes.areas(a),
+    "iou": lambda a: boxes.iou(a, a * IN_HALF + 0.3),
+    "clip": lambda a: boxes.clip(a, 2.0, 2.5),
+    "encode": lambda a: boxes.encode(a, a[::-1] + 0.1, WEIGHTS),
+    "encode, by the reference": lambda a: boxes.encode(a[::-1] + 0.1, a, WEIGHTS),
+    "decode": lambda a: boxes.decode(a, a[::-1], WEIGHTS),
+    "RoIAlign": lambda f: roi.align(f, REGIONS, 2, 1 / 8),
+    "RoIAlign of a pyramid": lambda f: roi.align_pyramid([f, f[::2, ::2]], REGIONS, 2, SCALES),
+    "RoI max pooling": lambda f: roi.max_pool(f, REGIONS, 2, 1 / 8),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_derivatives_are_those_of_small_changes(name):
+    """Under `jit` and `vmap`, as a step has them."""
     random = np.random.default_rng(0)
-    features = random.standard_normal((2, 6, 5, 3)).astype(np.float32)
-    found = np.stack([random_boxes(random, 3) for _ in features])
+    if name.startswith("Ro"):
+        x = random.permutation(2 * 6 * 5 * 2).reshape(2, 6, 5, 2).astype(np.float32) / 10
+    else:
+        corner = random.uniform(0, 2, (2, 3, 2))
+        x = np.concatenate([corner, corner + random.uniform(0.5, 1, (2, 3, 2))], -1)
+        x = x.astype(np.float32)
+    function = jax.jit(jax.vmap(DIFFERENTIABLE[name]))
+    check_grads(function, (x,), order=1, modes=["rev"], eps=1e-2, atol=0.02, rtol=0.02)
 
-    def pooled(features, found):
-        return roi.align(features, found, 2, 1 / 16, 2), roi.max_pool(features, found, 2, 1 / 16)
 
-    def both(features, found):
-        together = jax.vmap(pooled)(features, found)
-        return together, [pooled(f, b) for f, b in zip(features, found, strict=True)]
+@pytest.mark.slow
+def test_no_box_makes_a_number_infinite():
+    """Without area, turned over, outside, huge; nor do derivatives."""
+    found = jnp.concatenate([REGIONS, jnp.float32([[3e4, 0, -3e4, 9], [0, 0, 1e6, 1e6]])])
+    features = jnp.cos(jnp.arange(7 * 6 * 2, dtype=jnp.float32)).reshape(7, 6, 2)
+    n = len(found)
 
-    together, alone = jax.jit(both)(features, found)
-    for batch, single in zip(together, zip(*alone, strict=True), strict=True):
-        np.testing.assert_allclose(batch, np.stack(single), atol=1e-6)
+    def numbers(features):
+        pooled = (
+            *(roi.align(features, found, 3, 1 / 16, 2, aligned) for aligned in (False, True)),
+            roi.align_pyramid([features, features[::2, ::2]], found, 3, (1 / 16, 1 / 32)),
+            roi.max_pool(features, found, 3, 1 / 16),
+        )
+        return sum((x**2).sum() for x in pooled), pooled
+
+    @jax.jit
+    def all_(features):
+        deltas = jnp.tile(jnp.float32([[9, -9, 900, -900]]), (n, 1))
+        level = roi.levels(found, 2, 5)
+        match = matching.match(boxes.iou(found, found), 0.7, 0.3, True)
+        kept = nms.keep(found, jnp.ones(n), jnp.ones(n, bool), 0.5, limit=n)
+        votes = nms.vote(kept[0], found, jnp.ones(n), kept[1], jnp.zeros(n, jnp.int32))
+        floats = boxes.areas(found), boxes.clip(found, 90, 70), boxes.decode(deltas, found), votes
+        return jax.grad(numbers, has_aux=True)(features), floats, level, match, kept
+
+    *finite, level, match, (index, stays) = all_(features)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(finite))
+    assert set(level.tolist()) <= {0, 1, 2, 3}
+    assert match.min() >= matching.BETWEEN and match.max() < n
+    # Equal scores: the first of those that overlap, and all that have no area.
+    assert index[stays].tolist() == sorted(index[stays].tolist()) and {0, 1} <= {*index.tolist()}
 
 
 def test_a_code_is_read_back():
     random = np.random.default_rng(1)
     reference = random_boxes(random, 50) + np.array([[0, 0, 1, 1]], np.float32)
     wanted = reference + np.array([[-2, -3, 4, 5]], np.float32)
-    weights = (10.0, 10.0, 5.0, 5.0)
-    code = boxes.encode(wanted, reference, weights)
-    np.testing.assert_allclose(boxes.decode(code, reference, weights), wanted, atol=1e-3)
+    code = boxes.encode(wanted, reference, WEIGHTS)
+    np.testing.assert_allclose(boxes.decode(code, reference, WEIGHTS), wanted, atol=1e-3)
 
 
 def test_a_pyramid_has_a_fixed_number_of_samples():
