@@ -12,12 +12,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from data.decode import DecodeError
 from data.normalization import CONSTANTS
-from data.transforms import resize_shorter_side
+from data.transforms import resize_shorter_side, resized_shape
 from detection.resize import resized
+from errors import UserError
 
 MULTIPLE = 32  # of pixels: torchvision pads detectors' images to it
 ASPECT = 4 / 3  # from one canvas to the next
+# Pixels of a segmenter's image: its scores are enlarged by products, whose memory grows with the
+# square. 40 × 2000 pixels pass at a shorter side of 520.
+LONGEST = 2**15
 
 
 def padded(size: Sequence[int]) -> tuple[int, int]:
@@ -59,17 +64,31 @@ def prepare(image: np.ndarray, shorter: int, longer: int = 0) -> np.ndarray:
     """An image as the network is shown it, without padding.
 
     Args:
-      image: uint8 `[height, width, 3]`.
+      image: uint8 `[height, width, 3]`, or of one channel, which is grey.
       shorter, longer: in pixels, as `resized_size`; with `longer`, normalised and then resized as
         torchvision's detectors do. 0: only the shorter side counts, and the resizing comes first
         and is antialiased, as for torchvision's segmenters.
 
     Raises:
+      UserError: it is no such array, or has no pixels.
       DecodeError: without `longer`, the image is so long that it would not fit into memory.
     """
-    if not longer:
-        return _normalized(resize_shorter_side(image, shorter))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
+        raise UserError(
+            f"an image of {image.dtype} {list(image.shape)}: expected uint8 [height, width, 3], or "
+            "1 channel for grey, with at least one pixel; drop alpha, and scale to 0 … 255."
+        )
+    image = np.broadcast_to(image, (*image.shape[:2], 3))
     height, width, _ = image.shape
+    if not longer:
+        size = resized_shape(height, width, shorter)
+        if max(size) > LONGEST:
+            raise DecodeError(
+                f"an image of {height:,} × {width:,} is too thin to be segmented: with a shorter "
+                f"side of {shorter} it has {max(size):,} pixels along the other, where {LONGEST:,} "
+                "is the most; cut it into parts"
+            )
+        return _normalized(resize_shorter_side(np.ascontiguousarray(image), shorter))
     return resized(_normalized(image), *resized_size(height, width, shorter, longer))
 
 

@@ -1,13 +1,16 @@
 """Sizes, canvases, resizing and pasting, against torch's rules written out."""
 
 import math
+import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data.decode import DecodeError
 from detection import draw, images, masks, network
 from detection.resize import resized, resized_batch
+from errors import UserError
 
 
 def test_whatever_the_images_five_canvases_are_enough():
@@ -58,6 +61,37 @@ def _two(i, old, new):
     place = max((i + 0.5) * old / new - 0.5, 0)
     first = min(int(place), old - 1)
     return (first, 1 - place + first), (min(first + 1, old - 1), place - first)
+
+
+def test_grey_images_are_those_of_three_equal_channels():
+    grey = np.random.default_rng(0).integers(0, 256, (5, 7, 1), np.uint8)
+    for longer in (0, 40):
+        one, three = (images.prepare(image, 20, longer) for image in (grey, np.repeat(grey, 3, -1)))
+        np.testing.assert_array_equal(one, three)
+
+
+@pytest.mark.parametrize("longer", [0, 40])
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((5, 7), np.uint8),
+        np.zeros((5, 7, 4), np.uint8),
+        np.zeros((5, 7, 3), np.uint16),
+        np.zeros((5, 7, 3), np.float32),
+        np.zeros((0, 7, 3), np.uint8),
+        np.zeros((5, 0, 3), np.uint8),
+    ],
+)
+def test_other_arrays_are_refused_with_their_type_and_shape(image, longer):
+    message = f"an image of {image.dtype} {list(image.shape)}: expected uint8"
+    with pytest.raises(UserError, match=re.escape(message)):
+        images.prepare(image, 20, longer)
+
+
+def test_an_image_too_thin_to_be_segmented_is_refused():
+    assert images.prepare(np.zeros((40, 2000, 3), np.uint8), 96).shape == (96, 4800, 3)
+    with pytest.raises(DecodeError, match="1 × 2,000 is too thin.*192,000 pixels along the other"):
+        images.prepare(np.zeros((1, 2000, 3), np.uint8), 96)
 
 
 def test_masks_are_pasted_where_the_boxes_are():

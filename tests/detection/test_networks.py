@@ -5,6 +5,7 @@ The stored networks are small (`tests.support.detection_reference`);
 """
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -37,6 +38,18 @@ def written(stored, tmp_path):
         path = tmp_path / f"{name}.safetensors"
         write_safetensors(path, state, {"format": "pt"})
         return str(path)
+
+    return write
+
+
+@pytest.fixture
+def written_with_names(written, tmp_path):
+    """The same with names beside, and sizes with which all images lie on one canvas."""
+
+    def write(name):
+        said = {"label_names": NAMES, "shorter": SIZES[0], "longer": SIZES[0]}
+        (tmp_path / f"{name}.safetensors.json").write_text(json.dumps(said))
+        return written(name)
 
     return write
 
@@ -87,11 +100,9 @@ def test_segmenters_score_as_torchvision(stored, written, name):
 
 
 @pytest.mark.slow
-def test_the_command_draws_what_it_finds(written, tmp_path, capsys):
+def test_the_command_draws_what_it_finds(written_with_names, tmp_path, capsys):
     """With names of a file beside the weights; what a terminal must not have is escaped."""
-    path = written("mask_rcnn")
-    said = {"label_names": NAMES, "shorter": SIZES[0], "longer": SIZES[1]}
-    (tmp_path / "mask_rcnn.safetensors.json").write_text(json.dumps(said))
+    path = written_with_names("mask_rcnn")
     photo, absent = tmp_path / "photo.png", tmp_path / "absent.png"
     Image.fromarray(reference.photographs()[0]).save(photo)
     argv = [f"--weights={path}", str(photo), str(absent), f"--picture_dir={tmp_path / 'out'}"]
@@ -112,6 +123,42 @@ def test_the_command_draws_what_it_finds(written, tmp_path, capsys):
     assert scores == sorted(scores, reverse=True) and min(scores) >= 0.3
     assert {one["name"] for one in entry["detections"]} <= set(NAMES[1:])
     assert str(photo) in output and output.count("(") >= len(scores)
+
+
+@pytest.mark.slow
+def test_thin_tiny_grey_transparent_and_16_bit_files_are_images(
+    written_with_names, tmp_path, capsys
+):
+    """Of one picture in several forms the same is found."""
+    photo, folder = reference.photographs()[0], tmp_path / "images"
+    folder.mkdir()
+    grey = np.asarray(Image.fromarray(photo[::4, ::4]).convert("L"))
+    forms = {
+        "grey": Image.fromarray(grey),
+        "grey_16": Image.fromarray(grey.astype(np.uint16) * 256 + 99),
+        "grey_rgb": Image.fromarray(np.repeat(grey[..., None], 3, -1)),
+        "grey_rgba": Image.fromarray(np.stack([*[grey] * 3, 255 - grey], -1)),
+        **{
+            f"{width}_{height}": Image.fromarray(photo).resize((width, height))
+            for width, height in ((2000, 40), (40, 2000), (3, 3), (1, 1), (1, 2000))
+        },
+    }
+    for name, image in forms.items():
+        image.save(folder / f"{name}.png")
+    argv = [str(folder), f"--picture_dir={tmp_path / 'out'}", "--json", "--min_score=0.1"]
+    assert predict.main([*argv, f"--weights={written_with_names('mask_rcnn')}"]) == 0
+    found = {Path(e["image"]).stem: e for e in json.loads(capsys.readouterr().out)}
+    assert {*found} == {*forms}
+    for name, image in forms.items():
+        assert Image.open(found[name]["picture"]).size == image.size
+        boxes = np.array([one["box"] for one in found[name]["detections"]])
+        assert boxes.size and (boxes >= 0).all() and (boxes <= [*image.size] * 2).all()
+        if name.startswith("grey"):
+            assert found[name]["detections"] == found["grey"]["detections"]
+
+    thin = str(folder / "1_2000.png")
+    assert predict.main([thin, f"--weights={written_with_names('fcn')}"]) == 1
+    assert "1_2000.png: an image of 2,000 × 1 is too thin" in capsys.readouterr().err
 
 
 @pytest.mark.slow
