@@ -32,8 +32,8 @@ def align(
 ) -> jax.Array:
     """RoIAlign (He et al. 2017), torchvision's `roi_align`: means of bilinear samples.
 
-    Two products with matrices of interpolation weights, one along each axis; so is the derivative.
-    Their cost grows with the map: large ones are better read by `align_pyramid`.
+    With a fixed number of samples a pyramid of one level. Otherwise two products with matrices of
+    interpolation weights, one along each axis, whose cost grows with the map; so the derivative.
 
     Args:
       features: `[height, width, channels]`.
@@ -47,6 +47,8 @@ def align(
     Returns:
       `[n, down, across, channels]` of the features' type.
     """
+    if sampling:
+        return align_pyramid([features], boxes, size, (scale,), sampling, aligned)
     axes = _axes(boxes, size, scale, sampling, aligned)
     lengths = features.shape[:2]
     weights = [_weights(axis, length) for axis, length in zip(axes, lengths, strict=True)]
@@ -76,7 +78,7 @@ def align_pyramid(
     Args:
       features: `[height, width, channels]` of each level, the largest map first.
       boxes, size, aligned: as `align`.
-      scales: of the levels: powers of 2, each half of the one before.
+      scales: of the levels: powers of 2, each half of the one before; of one alone any.
       sampling: as `align`, but at least 1.
       canonical_size: as `levels`.
 
