@@ -1,7 +1,5 @@
 """The operations of detection/ equal torchvision's: stored numbers, and live ones where it is."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,12 +100,14 @@ def test_what_stays(name, kept):
 @pytest.mark.slow
 def test_no_boxes_are_no_error():
     none = jnp.zeros((0, 4))
-    for coded in (boxes.encode(none, none), boxes.decode(none, none), boxes.clip(none, 3, 4)):
-        assert coded.shape == (0, 4)
+    for shape, function in {
+        (0, 4): lambda b: boxes.clip(boxes.decode(boxes.encode(b, b), b), 3, 4),
+        (0,): lambda b: roi.levels(b, 2, 5) + matching.match(boxes.iou(b + 1, b), 0.7, 0.3, True),
+        (2,): lambda b: nms.keep(b, b[:, 0], b[:, 0] > 0, 0.5, limit=2)[0],
+    }.items():
+        assert jax.eval_shape(function, none).shape == shape
+        assert jax.eval_shape(jax.vmap(function), none[None]).shape == (1, *shape)
     assert matching.match(jnp.zeros((3, 0)), 0.7, 0.3, True).shape == (0,)
-    assert roi.levels(none, 2, 5).shape == (0,)
-    batch = jax.vmap(lambda b: nms.keep(b, b[:, 0], b[:, 0] > 0, 0.5, limit=2))(none[None])
-    assert batch[1].tolist() == [[False, False]]
     index, stays = nms.keep(none, jnp.zeros(0), jnp.zeros(0, bool), 0.5, limit=2)
     assert not stays.any() and index.tolist() == [0, 0]
     assert matching.match(jnp.zeros((0, 3)), 0.7, 0.3, True).tolist() == [matching.BELOW] * 3
@@ -178,44 +178,52 @@ def matched(overlaps):
     return matching.match(overlaps, 0.7, 0.3, True, overlaps.max(1) > 0.5)
 
 
-FUNCTIONS = {name: operation.ours for name, operation in OPERATIONS.items()}
-FUNCTIONS |= {"voting": voted, "match of some rows": matched}
-PARTLY = ("iou", "decode", "nms by class, IoU > 0.5", "RoIAlign 7, 2 samples", "RoI max pooling 7")
-CASES_OF = {"voting": "nms by class, IoU > 0.5", "match of some rows": "match"}
+# Of several arrays, with the first shared by all cases.
+PARTLY = ("decode", "nms by class, IoU > 0.5", "RoI max pooling 7")
 
 
 @pytest.fixture(scope="module")
 def in_batches():
-    """Function → its results of three cases, by `vmap` and one by one; compiled together."""
+    """Operation → its results of a batch of two, of which the second is the stored case."""
 
-    def batch(name):
-        arrays = [parity.case(CASES_OF.get(name, name), seed, N) for seed in range(3)]
-        return [np.stack(each) for each in zip(*arrays, strict=True)]
-
-    def shared(arrays):
-        """All cases with the first array of the first."""
-        return [jnp.broadcast_to(arrays[0][:1], arrays[0].shape), *arrays[1:]]
-
-    def both(batches):
-        found = {}
-        for name, arrays in batches.items():
-            alone = functools.partial(jax.lax.map, lambda each, f=FUNCTIONS[name]: f(*each))
-            found[name] = [(jax.vmap(FUNCTIONS[name])(*arrays), alone(tuple(arrays)))]
-            if name in PARTLY:
-                axes = (None, *[0] * (len(arrays) - 1))
-                partly = jax.vmap(FUNCTIONS[name], axes)(arrays[0][0], *arrays[1:])
-                found[name].append((partly, alone(tuple(shared(arrays)))))
+    def mapped(cases):
+        found = {k: [jax.vmap(OPERATIONS[k].ours)(*arrays)] for k, arrays in cases.items()}
+        for name in PARTLY:
+            first, *others = cases[name]
+            axes = (None, *[0] * len(others))
+            found[name].append(jax.vmap(OPERATIONS[name].ours, axes)(first[1], *others))
         return found
 
-    return jax.jit(both)({name: batch(name) for name in FUNCTIONS})
+    pairs = {k: zip(*(parity.case(k, seed, N) for seed in (1, 0)), strict=True) for k in OPERATIONS}
+    return jax.jit(mapped)(
+        {name: [np.stack(pair) for pair in each] for name, each in pairs.items()}
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_case_of_a_batch_is_as_alone(name, in_batches):
-    for together, alone in in_batches[name]:
-        exact = all(x.dtype != np.float32 for x in jax.tree.leaves(alone))
-        assert parity.difference(together, jax.tree.leaves(alone)) <= (0 if exact else 1e-6)
+@every_operation
+def test_a_case_of_a_batch_is_as_alone(name, ours, in_batches):
+    alone = jax.tree.leaves(ours[name])
+    for batch in in_batches[name]:
+        second = [x[1] for x in jax.tree.leaves(batch)]
+        assert parity.difference(second, alone) <= (0 if OPERATIONS[name].exact else 1e-6)
+
+
+@pytest.mark.slow
+def test_boxes_vote_and_match_in_a_batch_as_alone():
+    arrays = [parity.case("nms by class, IoU > 0.5", seed, N) for seed in range(2)]
+
+    @jax.jit
+    def both(found, scores, valid, classes):
+        index, stays = nms.keep(found, scores, valid, 0.5, classes, limit=20)
+        votes = nms.vote(index, found, scores, valid, classes)
+        overlaps = boxes.iou(found[:5], found)
+        return votes, stays, matching.match(overlaps, 0.7, 0.3, True, valid[:5])
+
+    together = jax.vmap(both)(*map(np.stack, zip(*arrays, strict=True)))
+    for i, case in enumerate(arrays):
+        for batch, alone in zip(together, both(*case), strict=True):
+            np.testing.assert_allclose(batch[i], alone, rtol=1e-6)
 
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -258,7 +266,7 @@ def test_no_box_makes_a_number_infinite():
 
     def numbers(features):
         pooled = (
-            *(roi.align(features, found, 3, 1 / 16, 2, aligned) for aligned in (False, True)),
+            roi.align(features, found, 3, 1 / 16),
             roi.align_pyramid([features, features[::2, ::2]], found, 3, (1 / 16, 1 / 32)),
             roi.max_pool(features, found, 3, 1 / 16),
         )
