@@ -170,17 +170,18 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
     return read_safetensors(path) if path.suffix == ".safetensors" else (read_torch(path), {})
 
 
+def _read_shards(path: Path) -> tuple[Any, dict[str, str]]:
+    return huggingface.read_shards(path, _read), {}
+
+
 TORCH = _Kind((".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt"), _read, _open_torch)
-FILES = (
+KINDS = (
     TORCH,
     _Kind((".h5", ".hdf5", ".keras"), lambda path: (keras.read_keras(path), {}), _open_keras),
     _Kind((".caffemodel",), lambda path: (caffe.read_caffe(path), {}), _open_caffe),
+    _Kind((huggingface.INDEX,), _read_shards, _open_torch),
 )
-SUFFIXES = sum((kind.endings for kind in FILES), ())
-SHARDS = _Kind(
-    (huggingface.INDEX,), lambda path: (huggingface.read_shards(path, _read), {}), _open_torch
-)
-KINDS = (*FILES, SHARDS)
+SUFFIXES = tuple(ending for kind in KINDS for ending in kind.endings)
 
 
 def load_weights(

@@ -15,6 +15,7 @@ import evaluate
 import input_pipeline
 import predict
 import train
+from benchmarks.runs import as_killed_after, differences
 from configs import command_line
 from data.facts import Facts
 from data.normalization import CONSTANTS
@@ -131,6 +132,13 @@ def test_a_workdir_is_tested_and_predicts(finished, tmp_path, capsys):
     assert "detections" in entry and len(list((tmp_path / "out").iterdir())) == 1
     with pytest.raises(UserError, match="this run has learned detection"):
         opened_run.load(folder)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path):
+    again = as_killed_after(2, finished[0], tmp_path / "again")
+    train.train(make_config(), again)
+    assert differences(again, finished[0]) == []
 
 
 @pytest.mark.slow
