@@ -13,6 +13,7 @@ from flax import traverse_util
 
 import evaluate
 import train
+from benchmarks.runs import differences, group
 from configs import base
 from data.facts import Facts
 from data.normalization import CONSTANTS
@@ -256,6 +257,28 @@ def test_what_proposes_stays_and_a_run_goes_on_to_the_same_bits(runs, tmp_path):
     assert not np.array_equal(
         first["params.siblings.deltas.kernel"], again["params.siblings.deltas.kernel"]
     )
+
+
+RECIPE = """
+from models import resnet
+from models.block import BasicBlock
+from run.workdir import Workdir
+
+
+def get_config():
+    resnet.IMAGENET[10] = resnet.Architecture((1, 1, 1, 1), BasicBlock)
+    return Workdir({!r}).read_config()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_and_are_tested_as_two_devices(runs, tmp_path):
+    """Each reads the images and boxes of its own half of a batch."""
+    alone, together, recipe = runs[0] / "rpn", tmp_path / "two", tmp_path / "recipe.py"
+    recipe.write_text(RECIPE.format(str(alone)))
+    both = group(together, {}, 2, f"--config={recipe}")
+    assert [run.wait() for run in both] == [0, 0], both[0].said()
+    assert differences(together, alone) == []
 
 
 @pytest.mark.slow
