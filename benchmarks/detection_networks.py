@@ -154,10 +154,13 @@ def found_by(model: Any, inputs: Sequence[Any]) -> list[dict[str, np.ndarray]]:
 
 
 def segmenters_input(image: np.ndarray, shorter: int) -> Any:
-    """What torchvision's preset makes of a picture: a tensor `[3, height, width]`."""
+    """What torchvision's preset makes of a picture: a tensor `[3, height, width]`.
+
+    The preset refuses one channel, so a grey picture is given as three.
+    """
     from torchvision.transforms import functional
 
-    picture = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
+    picture = Image.fromarray(np.repeat(image, 3 // image.shape[-1], -1))
     resized = functional.resize(picture, [shorter], antialias=True)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     return functional.normalize(functional.to_tensor(resized), mean, std)
@@ -226,7 +229,7 @@ def compared(
             else:
                 ours = {"logits": next(network.segment(net, [image]))}
             theirs = found_by(model, [given])[0]
-            size = "×".join(map(str, image.shape[:2]))
+            size = "×".join(map(str, image.shape[:2])) + ", grey" * (image.shape[-1] == 1)
             yield name, said, size, *_cells(ours, theirs)
             if i < double:
                 exact = found_by(model.double(), [given.double()])[0]
@@ -283,15 +286,16 @@ def main(argv: Sequence[str] | None) -> None:
     parser.add_argument("--double", type=int, default=1, help="images in float64, too")
     parser.add_argument("--awkward", action="store_true", help="thin, tiny and plain images")
     flags = parser.parse_args(argv)
-    made, rows, images = with_torch(), [], photographs()
+    made, images = with_torch(), photographs()
+    rows: list[Sequence[Any]] = []
     if flags.awkward:
         images = [images[0], *awkward()]
     with tempfile.TemporaryDirectory() as folder:
         for name in flags.networks:
             sides = flags.shorter, flags.longer
-            for row in compared(name, sides, flags.double, Path(folder), images):
-                print(*row, flush=True)
-                rows.append(row)
+            for _, said, *row in compared(name, sides, flags.double, Path(folder), images):
+                rows.append((name, said + ", awkward" * flags.awkward, *row))
+                print(*rows[-1], flush=True)
     title = "Detectors and segmenters against torchvision"
     lines = [made, "", *reports.table(HEAD, of_others(flags.report, rows) + rows)]
     reports.write(flags.report, title, flags.command, lines)

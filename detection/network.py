@@ -133,7 +133,7 @@ def find(
 
     Args:
       network: a detector.
-      images: uint8 `[height, width, 3]`.
+      images: uint8 `[height, width, 3]`, as `images.prepare` takes them.
       batch_size: images computed at once.
       together: as torchvision computes a list of images: the zeros below and beside a smaller one
         belong to it, up to the largest of them, and what is found changes a little with them.
