@@ -126,7 +126,7 @@ def test_a_workdir_is_tested_and_predicts(finished, tmp_path, capsys):
     photo = tmp_path / "photo.png"
     Image.fromarray(scenes.load("test").images[0]).save(photo)
     words = [f"--workdir={folder}", str(photo), f"--picture_dir={tmp_path / 'out'}"]
-    assert predict.main([*words, "--min_score=0", "--json", "--refine_boxes"]) == 0
+    assert predict.main([*words, "--min_score=0", "--json"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     assert "detections" in entry and len(list((tmp_path / "out").iterdir())) == 1
     with pytest.raises(UserError, match="this run has learned detection"):
