@@ -74,7 +74,8 @@ def initial_state(config: ConfigDict, model: nn.Module, facts: Facts) -> TrainSt
         or the run of `detection.proposals_from` does not.
     """
     state = create_state(config, model, facts.image_shape)
-    base = (folder := config.detection.proposals_from) and task.opened(folder, config.task)
+    folder = config.detection.proposals_from
+    base = task.opened(folder, config.task) if folder else None
     if not (config.init_from or base):
         return state
     variables = {"params": state.params, "batch_stats": state.batch_stats}

@@ -21,8 +21,11 @@ from errors import UserError
 from run.mesh import make_mesh
 from tests.support.drawn import draw
 from tests.support.ilsvrc import write_localization
+from tests.support.reference_weights import write_safetensors
 from tests.support.tiny_recipes import tiny_recipe
+from training import start
 from training.check import check
+from weights.torchvision import to_torch
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -59,6 +62,24 @@ def test_a_score_and_a_box_of_each_class_and_anchor():
     shapes = jax.eval_shape(lambda: localization_task.init(model, key, facts.image_shape))["params"]
     assert shapes["scores"]["kernel"].shape[-1] == 2 * 1000
     assert shapes["deltas"]["kernel"].shape[-1] == 2 * 4000
+
+
+@pytest.mark.slow
+def test_a_run_begins_with_a_classifiers_backbone(tmp_path):
+    config = make_config(init_from=str(tmp_path / "classifier.safetensors"))
+    facts = Facts("", tuple("0abc"), (0, 0, 3), CONSTANTS["imagenet"], 0)
+    model, key = localization_task.create(config, facts), jax.random.key(0)
+    shapes = jax.eval_shape(lambda: localization_task.init(model, key, facts.image_shape))
+    ones = {
+        kind: jax.tree.map(lambda x: np.ones(x.shape, np.float32), dict(tree["backbone"]))
+        for kind, tree in shapes.items()
+    }
+    ones["params"]["head"] = {"kernel": np.ones((32, 7)), "bias": np.ones(7)}
+    state = {name: np.asarray(array, np.float32) for name, array in to_torch(ones).items()}
+    write_safetensors(config.init_from, state, {"format": "pt"})
+    found = start.initial_state(config, model, facts).params
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(found["backbone"]))
+    assert not (found["scores"]["kernel"] == 1).any()
 
 
 def test_the_best_box_of_each_class():
