@@ -167,7 +167,9 @@ def _located(given: str) -> tuple[Path, str]:
 
 
 def _read(path: Path) -> tuple[Any, dict[str, str]]:
-    return read_safetensors(path) if path.suffix == ".safetensors" else (read_torch(path), {})
+    if path.suffix.lower() == ".safetensors":
+        return read_safetensors(path)
+    return read_torch(path), {}
 
 
 def _read_shards(path: Path) -> tuple[Any, dict[str, str]]:

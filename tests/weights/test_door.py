@@ -49,6 +49,12 @@ def path(tmp_path):
     return tmp_path / "weights.safetensors"
 
 
+def test_an_ending_in_capitals_is_the_same(tmp_path):
+    path = write(tmp_path / "WEIGHTS.SAFETENSORS")
+    loaded = weights.load_weights(path, CIFAR, abstract(CIFAR))
+    assert all((leaf == 0.5).all() for leaf in jax.tree.leaves(loaded))
+
+
 def test_loads_into_the_template(path):
     write(path)
     template = variables()
