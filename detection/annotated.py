@@ -13,7 +13,7 @@ from errors import UserError
 # Box, label, whether it is a crowd, and area; an area of None is the box's.
 Object = tuple[Sequence[float], int, bool, float | None]
 
-FAR = 2**24  # pixels from the corner: what float32 cannot tell apart, and no image has
+FAR = 2**24  # pixels: from here on float32 has no longer every whole number; no image is as large
 
 
 class Annotated(NamedTuple):
@@ -107,7 +107,7 @@ def checked_box(
     except (TypeError, ValueError, OverflowError):
         box = []
     if len(box) != 4 or not all(abs(value) < FAR for value in box):
-        raise UserError(f"{where}: box {list(corners)}: expected four numbers.")
+        raise UserError(f"{where}: box {list(corners)}: expected four numbers below {FAR:,}.")
     box = [box[0] - first, box[1] - first, *box[2:]]
     for start, end, pixels in zip(box[:2], box[2:], size[::-1], strict=True):
         if end < start:

@@ -188,7 +188,7 @@ def _kernel_gradient_cpu(x, dy, *, image, size, strides, dilation, groups):
         return jnp.tensordot(x, dy.reshape(-1, dy.shape[3]), (0, 0))[None, None]
     if groups == strides == 1:
         return _kernel_gradient_of_shifts(x, dy, size, dilation)
-    if groups == 1 and x.shape[3] > size:
+    if groups == 1 and x.shape[3] > size:  # slower for the 7×7 stem, of three channels
         return _kernel_gradient_of_rows(x, dy, size, strides, dilation)
     low = dilation * (size // 2)
     covered = [_span(out, strides) + dilation * (size - 1) for out in dy.shape[1:3]]

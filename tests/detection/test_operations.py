@@ -169,16 +169,7 @@ def test_rows_that_fill_up_match_nothing():
     assert match(np.array([False] * 3)).tolist() == [matching.BELOW] * 3
 
 
-def voted(found, scores, valid, classes):
-    index, stays = nms.keep(found, scores, valid, 0.5, classes, limit=20)
-    return index, stays, nms.vote(index, found, scores, valid, classes)
-
-
-def matched(overlaps):
-    return matching.match(overlaps, 0.7, 0.3, True, overlaps.max(1) > 0.5)
-
-
-# Of several arrays, with the first shared by all cases.
+# Operations that are also mapped with the same first array for all of a batch.
 PARTLY = ("decode", "nms by class, IoU > 0.5", "RoI max pooling 7")
 
 
