@@ -190,8 +190,7 @@ def _kernel_gradient_cpu(x, dy, *, image, size, strides, dilation, groups):
         return _kernel_gradient_of_shifts(x, dy, size, dilation)
     if groups == 1 and x.shape[3] > size:  # slower for the 7×7 stem, of three channels
         return _kernel_gradient_of_rows(x, dy, size, strides, dilation)
-    low = dilation * (size // 2)
-    covered = [_span(out, strides) + dilation * (size - 1) for out in dy.shape[1:3]]
+    edges = _edges(image, dy.shape[1:3], size, strides, dilation)
     # Examples take the place of channels, and dy that of the kernel; with groups, the examples of
     # one group after the other, since XLA:CPU has no fast kernel for groups of examples.
     x = x.reshape(*x.shape[:3], groups, -1).transpose(4, 1, 2, 3, 0)
@@ -201,7 +200,7 @@ def _kernel_gradient_cpu(x, dy, *, image, size, strides, dilation, groups):
         x,
         dy,
         (dilation, dilation),
-        [(low, c - n - low) for n, c in zip(image, covered, strict=True)],
+        edges,
         rhs_dilation=(strides, strides),
         dimension_numbers=DIMENSION_NUMBERS,
         feature_group_count=groups,
@@ -223,10 +222,9 @@ def _kernel_gradient_of_shifts(x, dy, size, dilation):
 
 def _kernel_gradient_of_rows(x, dy, size, strides, dilation):
     """For each row of the kernel one product: the pixels that its positions meet, by dy."""
-    low = dilation * (size // 2)
+    edges = _edges(x.shape[1:3], dy.shape[1:3], size, strides, dilation)
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*edge, 0) for edge in edges), (0, 0, 0)])
     spans = [_span(out, strides) for out in dy.shape[1:3]]
-    high = [n + dilation * (size - 1) - low - of for n, of in zip(spans, x.shape[1:3], strict=True)]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((low, n, 0) for n in high), (0, 0, 0)])
     starts = range(0, dilation * size, dilation)
 
     def met(row):
@@ -287,6 +285,13 @@ def _input_gradient_cuda(dy, kernel, **geometry):
 def _kernel_gradient_cuda(x, dy, **geometry):
     x, geometry = _taken(x, geometry)
     return _kernel_gradient(x, dy, **geometry)
+
+
+def _edges(image, out, size, strides, dilation):
+    """Zeros before and after each side of an image, for a kernel to reach just `out` positions."""
+    low = dilation * (size // 2)
+    covered = [_span(n, strides) + dilation * (size - 1) for n in out]
+    return [(low, c - n - low) for n, c in zip(image, covered, strict=True)]
 
 
 def _span(count, strides):
