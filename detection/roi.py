@@ -49,7 +49,7 @@ def align(
     """
     if sampling:
         return align_pyramid([features], boxes, size, (scale,), sampling, aligned)
-    axes = _axes(boxes, size, scale, sampling, aligned)
+    axes = _axes(boxes, size, scale, 0, aligned)
     lengths = features.shape[:2]
     weights = [_weights(axis, length) for axis, length in zip(axes, lengths, strict=True)]
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
