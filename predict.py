@@ -228,7 +228,7 @@ def _of_runs(config: ConfigDict, flags: Any) -> "Network":
 
     config.eval.update(refine_boxes=flags.refine_boxes, ensemble=tuple(flags.ensemble))
     config.eval.update(protocol="multiscale" if flags.scales else "center", scales=flags.scales)
-    task.of(config).check(config)
+    task.check(config)
     folders = flags.workdir, *flags.ensemble
     runs = [task.opened(folder, config.task, flags.which) for folder in folders]
     for one in runs:

@@ -50,8 +50,8 @@ OF_LOCALIZATION: dict[str, Any] = {"eval.classes_from": (), "detection.proposals
 
 
 def check_detection(config: ConfigDict) -> None:
-    """Raises UserError for a field that cannot work, or that a detector would not heed."""
-    _check_shared(config, ("fpn", "c4"), OFF | OF_LOCALIZATION)
+    """Raises UserError for a field with which no detector can work."""
+    _check_shared(config, ("fpn", "c4"))
     _check_scales(config)
     if config.model.stem == "cifar" or config.model.output_stride != MULTIPLE:
         raise UserError(
@@ -70,8 +70,8 @@ def check_detection(config: ConfigDict) -> None:
 
 
 def check_localization(config: ConfigDict) -> None:
-    """Raises UserError for a field that cannot work, or that localization would not heed."""
-    _check_shared(config, ("rpn", "rcnn"), OFF | OF_DETECTORS)
+    """Raises UserError for a field with which no localizer can work."""
+    _check_shared(config, ("rpn", "rcnn"))
     _check_scales(config)
     _limits(config.detection)
     d, stem, side = config.detection, config.model.stem, config.data.image_size
@@ -106,22 +106,15 @@ def check_localization(config: ConfigDict) -> None:
 
 
 def check_segmentation(config: ConfigDict) -> None:
-    """Raises UserError for a field that cannot work, or that a segmenter would not heed."""
-    _check_shared(config, ("fcn", "deeplabv3"), OFF | OF_DETECTORS | OF_BOTH | OF_LOCALIZATION)
+    """Raises UserError for a field with which no segmenter can work."""
+    _check_shared(config, ("fcn", "deeplabv3"))
     if config.model.stem == "cifar":
         raise UserError("model.stem='cifar': expected imagenet or deep with task=segmentation.")
 
 
-def _check_shared(config, networks, off_fields):
+def _check_shared(config, networks):
     d = config.detection
     models.check(config.model)
-    for name, off in off_fields.items():
-        group, _, last = name.rpartition(".")
-        value = (config[group] if group else config)[last]
-        if value != off:
-            raise UserError(
-                f"{name}={value!r}: expected {off!r} with task={config.task}, which has no other."
-            )
     resident = config.dataset.partition(":")[0] in KINDS
     if config.data.resident != resident:
         raise UserError(

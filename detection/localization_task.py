@@ -25,6 +25,7 @@ from run.processes import gathered
 from run.workdir import Workdir
 
 check, create = build.check_localization, build.localizer
+off = build.OFF | build.OF_DETECTORS
 init, learned = detection.init, learning.learned
 prepare, loss = detection.prepare, detection.loss
 # Fields of a network that make no difference to what a trained one says.

@@ -24,6 +24,7 @@ from run.workdir import Workdir
 LOSSES = ("loss_pixels", "loss_auxiliary")
 
 check, create = build.check_segmentation, build.segmenter
+off = build.OFF | build.OF_DETECTORS | build.OF_BOTH | build.OF_LOCALIZATION
 load, learned = learning.load, learning.learned
 
 

@@ -26,6 +26,7 @@ from run.workdir import Workdir
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
 
 check, create = build.check_detection, build.detector
+off = build.OFF | build.OF_LOCALIZATION
 load, learned = learning.load, learning.learned
 
 

@@ -30,7 +30,7 @@ def check(config: ConfigDict, devices: int) -> None:
             listed = ", ".join(map(repr, allowed)) if isinstance(allowed, tuple) else allowed
             one_of = "one of " if isinstance(allowed, tuple) else ""
             raise UserError(f"{name}={values[name]!r}: expected {one_of}{listed}.")
-    task.of(config).check(config)
+    task.check(config)
     determinism.check(config.deterministic)
     _check_schedule(config)
     _check_augmentation(config.augment, config.data)

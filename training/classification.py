@@ -18,7 +18,6 @@ from data.facts import Facts
 from data.feed import Batch
 from data.keys import Purpose, example_keys, key_for
 from data.normalization import Normalization, normalize
-from errors import UserError
 from run.compare import differences
 from run.mesh import positions
 from run.workdir import Workdir
@@ -27,7 +26,7 @@ from testing.opened_run import OpenedRun
 
 LOG = logging.getLogger("residual")
 # What only detectors and localization do, and the value that switches it off.
-OF_BOXES: dict[str, Any] = {
+off: dict[str, Any] = {
     "eval.refine_boxes": False,
     "detection.context": False,
     "detection.proposals_from": "",
@@ -35,12 +34,8 @@ OF_BOXES: dict[str, Any] = {
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError where the network cannot be built, or for what only detectors do."""
+    """Raises UserError where the network cannot be built."""
     models.check(config.model)
-    for name, off in OF_BOXES.items():
-        group, _, last = name.partition(".")
-        if (value := config[group][last]) != off:
-            raise UserError(f"{name}={value!r}: expected {off!r} with task=classification.")
 
 
 def create(config: ConfigDict, facts: Facts) -> nn.Module:

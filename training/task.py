@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from configs.base import flatten
 from data.facts import Facts
 from data.feed import Batch
 from data.normalization import Normalization
@@ -21,7 +22,13 @@ from run.workdir import Workdir
 
 
 class Task(Protocol):
-    """The functions of a task; `model` is what its `create` returns."""
+    """The functions of a task; `model` is what its `create` returns.
+
+    Attributes:
+      off: fields that it would not heed, and the value that says so.
+    """
+
+    off: dict[str, Any]
 
     def check(self, config: ConfigDict) -> None:
         """Raises UserError for a field that cannot work, before any data are opened."""
@@ -156,6 +163,18 @@ def from_weight_file(config: ConfigDict, facts: Facts) -> Any:
 
 def _besides_classification(config):
     return None if config.task == "classification" else of(config)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for a field that cannot work with the task, or that it would not heed."""
+    learned, values = of(config), flatten(config)
+    for name, off in learned.off.items():
+        if values[name] != off:
+            raise UserError(
+                f"{name}={values[name]!r}: expected {off!r} with task={config.task}, which has no "
+                "other."
+            )
+    learned.check(config)
 
 
 def of(config: ConfigDict) -> Task:
